@@ -1,0 +1,119 @@
+"""The settings, and the only reader of the environment. Every limit lives here, its unit last in its name."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AliasChoices, Field, IPvAnyAddress, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.errors import BadInput
+
+PREFIX = "ORDERNUMBERS_"
+Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+
+# Fixed by the contract.
+NUMBERS_PER_ORDER_MAX = 100
+REQUEST_BODY_BYTES_MAX = 65536
+
+
+class Settings(BaseSettings):
+    """Read from the environment: `ORDERNUMBERS_` and the name in capitals, but for `DATABASE_URL`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
+
+    database_url: Annotated[str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))] = None
+    """libpq URL of a PostgreSQL; without it the embedded one of `data_dir`."""
+    data_dir: Path = Path(".data")
+    """Where the embedded PostgreSQL and the demo's key live."""
+
+    bind: IPvAnyAddress = Field(default=IPvAnyAddress("127.0.0.1"))
+    """Address of the edge: REST and gRPC for customers."""
+    grpc_bind: IPvAnyAddress = Field(default=IPvAnyAddress("127.0.0.1"))
+    """Address of the server's workers, which the edge calls."""
+    rest_port: Port = 8080
+    grpc_port: Port = 50051
+    """Worker i listens on `grpc_port` + i."""
+    envoy_admin_port: Port = 9901
+    """Envoy's own admin page, always on loopback."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """With both, the edge speaks TLS."""
+    edge_reflection: bool = False
+    """Whether gRPC reflection is reachable through the edge too."""
+    rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Calls per second and key that one edge lets through; the rest are answered RATE_LIMITED."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    """Server processes, one port each."""
+    lanes: Annotated[int, Field(ge=1, le=16)] = 2
+    """Database connections of one worker that carry out orders; an organization's orders all use the same one."""
+    batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = 64
+    batch_numbers_max: Annotated[int, Field(ge=NUMBERS_PER_ORDER_MAX, le=10_000)] = 500
+    """The most that one transaction takes on, so that it never holds its locks for long."""
+    queue_orders_max: Count = 2000
+    """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
+    key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0
+    """How long a key once looked up is trusted for *refusals*; a sale always reads it again."""
+    deadline_seconds_max: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """The longest any call may take, whatever its caller allows."""
+    rest_deadline_seconds: Annotated[float, Field(gt=0.1, le=300)] = 5.0
+    """The longest a REST call may take."""
+    lock_timeout_ms: Count = 200
+    """How long an order's first attempt waits for a row somebody else has locked."""
+    idle_in_transaction_timeout_ms: Count = 5000
+    """After that long a frozen worker's transaction is ended and its rows are free."""
+    connect_timeout_seconds: Annotated[int, Field(ge=2, le=60)] = 3
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = 3.0
+    """How long a worker that was told to stop still serves calls, after it has said it will stop."""
+
+    @field_validator("data_dir", "tls_cert", "tls_key")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be a postgresql:// URL")
+        return url
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY must be set together")
+        for path in filter(None, (self.tls_cert, self.tls_key)):
+            if not path.is_file():
+                raise ValueError(f"{path} is not a file")
+        ports = [self.rest_port, self.envoy_admin_port, *self.grpc_ports]
+        if len(set(ports)) < len(ports) or max(ports) > 65535:
+            raise ValueError(f"the ports must differ and end at 65535, and these are {ports}")
+        return self
+
+    @property
+    def grpc_ports(self) -> list[int]:
+        """One port a worker."""
+        return [self.grpc_port + i for i in range(self.workers)]
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process. Raises BadInput naming every variable that is wrong, or the first that is unknown."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} - {PREFIX + "DATABASE_URL"}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise BadInput(f"{unknown[0]} is not a setting; the settings are DATABASE_URL, {', '.join(sorted(known))}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise BadInput("; ".join(map(_told, error.errors()))) from None
+
+
+def _told(error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    variable = name if name == "DATABASE_URL" else PREFIX + name.upper() if name else ""
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{variable}: {reason}" if variable else reason

@@ -1,0 +1,82 @@
+"""Every refusal there is, and the one table of what each is called on either transport (DESIGN: the contract's errors).
+
+A leaf: it knows neither gRPC nor SQL nor the protos, so that the decision can speak of refusals too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Code(StrEnum):
+    """`error.code`: what programs decide by."""
+
+    INVALID_INPUT = "INVALID_INPUT"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    FORBIDDEN = "FORBIDDEN"
+    VALIDATION_FAILED = "VALIDATION_FAILED"
+    NOT_FOUND = "NOT_FOUND"
+    INSUFFICIENT_INVENTORY = "INSUFFICIENT_INVENTORY"
+    INSUFFICIENT_CREDIT = "INSUFFICIENT_CREDIT"
+    RATE_LIMITED = "RATE_LIMITED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    TIMEOUT = "TIMEOUT"
+
+
+class Meaning(NamedTuple):
+    """How a code reads: the name of its gRPC status, its HTTP status, its message."""
+
+    grpc_status: str
+    http_status: int
+    message: str
+
+
+TABLE: Mapping[Code, Meaning] = {
+    Code.INVALID_INPUT: Meaning("INVALID_ARGUMENT", 400, "malformed request"),
+    Code.UNAUTHORIZED: Meaning("UNAUTHENTICATED", 401, "authentication failed"),
+    Code.FORBIDDEN: Meaning("PERMISSION_DENIED", 403, "missing required scope"),
+    Code.VALIDATION_FAILED: Meaning("INVALID_ARGUMENT", 422, "validation failed"),
+    Code.NOT_FOUND: Meaning("NOT_FOUND", 404, "not found"),
+    Code.INSUFFICIENT_INVENTORY: Meaning("ABORTED", 409, "insufficient inventory"),
+    Code.INSUFFICIENT_CREDIT: Meaning("FAILED_PRECONDITION", 402, "insufficient credit"),
+    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "too many requests"),
+    Code.INTERNAL: Meaning("INTERNAL", 500, "internal error"),
+    Code.UNAVAILABLE: Meaning("UNAVAILABLE", 503, "service unavailable"),
+    Code.TIMEOUT: Meaning("DEADLINE_EXCEEDED", 504, "request timed out"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why an order cannot be filled: how many of its numbers are available, and every one that is not, in its order."""
+
+    available_count: int
+    unavailable: Sequence[str]
+
+
+class Refusal(Exception):
+    """A call that was refused and changed nothing (but see TIMEOUT: its order may have been carried out).
+
+    `details` maps fields to the rules they broke. Nothing in it is internal: all of it is told to the caller.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        *,
+        message: str | None = None,
+        details: Mapping[str, str] | None = None,
+        shortage: Shortage | None = None,
+    ) -> None:
+        self.code = code
+        self.meaning = TABLE[code]
+        self.message = message or self.meaning.message
+        self.details = details
+        self.shortage = shortage
+        super().__init__(self.message)
+
+
+class BadInput(Exception):
+    """What an operator asked for cannot be done as asked: a setting, an argument, a file. Told without a traceback."""
