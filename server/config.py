@@ -2,10 +2,11 @@
 
 import os
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field, IPvAnyAddress, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import BadInput
@@ -13,6 +14,7 @@ from server.errors import BadInput
 PREFIX = "ORDERNUMBERS_"
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
+Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
 
 # Fixed by the contract.
 NUMBERS_PER_ORDER_MAX = 100
@@ -29,9 +31,9 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".data")
     """Where the embedded PostgreSQL and the demo's key live."""
 
-    bind: IPvAnyAddress = Field(default=IPvAnyAddress("127.0.0.1"))
+    bind: Address = IPv4Address("127.0.0.1")
     """Address of the edge: REST and gRPC for customers."""
-    grpc_bind: IPvAnyAddress = Field(default=IPvAnyAddress("127.0.0.1"))
+    grpc_bind: Address = IPv4Address("127.0.0.1")
     """Address of the server's workers, which the edge calls."""
     rest_port: Port = 8080
     grpc_port: Port = 50051
@@ -63,6 +65,8 @@ class Settings(BaseSettings):
     """The longest a REST call may take."""
     lock_timeout_ms: Count = 200
     """How long an order's first attempt waits for a row somebody else has locked."""
+    transaction_seconds_max: Annotated[float, Field(ge=0.5, le=60)] = 5.0
+    """After that long an order's transaction is given up."""
     idle_in_transaction_timeout_ms: Count = 5000
     """After that long a frozen worker's transaction is ended and its rows are free."""
     connect_timeout_seconds: Annotated[int, Field(ge=2, le=60)] = 3
@@ -101,7 +105,7 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process. Raises BadInput naming every variable that is wrong, or the first that is unknown."""
+    """The settings of this process. Raises BadInput naming each that is wrong, or the first that is unknown."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} - {PREFIX + "DATABASE_URL"}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:

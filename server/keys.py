@@ -12,6 +12,8 @@ import string
 import zlib
 from uuid import UUID
 
+SCOPES = ("numbers:read", "numbers:write")
+"""What a key may be allowed to do; each method of the API declares the one it needs."""
 PREFIX = "am_live_"
 TAG_CHARS, RANDOM_CHARS, CHECKSUM_CHARS = 6, 32, 6
 _DIGITS = string.digits + string.ascii_letters

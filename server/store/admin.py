@@ -1,0 +1,245 @@
+"""What operators do: organizations, credit, keys, brands and campaigns. Each function acts in the caller's transaction.
+
+Every change of a key, brand or campaign first takes the row of its organization by raising `revision`, as every order
+does by locking it, so that an order comes wholly before the change or wholly after it. Unknown ids, another
+organization's brand and unknown words raise BadInput; the caller's transaction is then to be rolled back.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg.errors import NumericValueOutOfRange
+from sqlalchemy import Connection, CursorResult, Executable, Row, Table, func, select, update
+from sqlalchemy.exc import DataError, IntegrityError
+from uuid_utils.compat import uuid7
+
+from server.errors import BadInput
+from server.keys import SCOPES, digest, new_key
+from server.store.tables import (
+    CAMPAIGN_STATUSES,
+    IDENTITY_STATUSES,
+    api_key,
+    assignment,
+    brand,
+    campaign,
+    ledger_entry,
+    organization,
+)
+
+TEXT_CHARS_MAX = 255
+KEY_LIFE_MAX = timedelta(days=36_500)
+
+_NOW = func.clock_timestamp()  # not now(): that is when the transaction began, before it waited for any lock
+
+# What the database itself refuses, by the name of the constraint.
+_REASONS = {
+    "organization_balance_not_negative": "the balance would fall below zero",
+    "brand_identity_status_known": f"a brand's identity status is one of {', '.join(IDENTITY_STATUSES)}",
+    "campaign_status_known": f"a campaign's status is one of {', '.join(CAMPAIGN_STATUSES)}",
+    "campaign_brand_fkey": "the brand is not one of the organization's",
+}
+
+
+class Organization(NamedTuple):
+    """An organization, its credit balance in micros, and how many numbers are assigned to it now."""
+
+    id: UUID
+    name: str
+    balance_micros: int
+    numbers: int
+
+
+class NewKey(NamedTuple):
+    """A key just made. Its text is nowhere else: only its digest is stored."""
+
+    id: UUID
+    key: str
+
+
+class Key(NamedTuple):
+    """What is known of a key. Instants are None where it never expires, or was not revoked."""
+
+    id: UUID
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+def create_organization(connection: Connection, name: str, credit_micros: int = 0) -> UUID:
+    """A new organization, with a first ledger entry if it starts with credit."""
+    organization_id = uuid7()
+    row = {"id": organization_id, "name": _checked("a name", name), "created_at": _NOW}
+    _execute(connection, organization.insert().values(row))
+    if credit_micros:
+        add_credit(connection, organization_id, credit_micros)
+    return organization_id
+
+
+def add_credit(connection: Connection, organization_id: UUID, amount_micros: int, note: str | None = None) -> int:
+    """Write a ledger entry and return the balance after it, in micros. A correction is a negative amount.
+
+    Raises BadInput when the amount is zero or the balance would fall below zero.
+    """
+    if amount_micros == 0:
+        raise BadInput("the amount must not be zero")
+    after = _change_organization(
+        connection,
+        organization_id,
+        balance_micros=organization.c.balance_micros + amount_micros,
+        entry_no=organization.c.entry_no + 1,
+    )
+    row = {
+        "organization_id": organization_id,
+        "entry_no": after.entry_no,
+        "kind": "credit",
+        "amount_micros": amount_micros,
+        "balance_micros": after.balance_micros,
+        "note": note and _checked("a note", note),
+        "created_at": _NOW,
+    }
+    _execute(connection, ledger_entry.insert().values(row))
+    return int(after.balance_micros)
+
+
+def show_organization(connection: Connection, organization_id: UUID) -> Organization:
+    """The organization as it is now."""
+    numbers = (
+        select(func.count())
+        .select_from(assignment)
+        .where(assignment.c.organization_id == organization.c.id, assignment.c.released_at.is_(None))
+        .scalar_subquery()
+    )
+    query = select(organization.c.id, organization.c.name, organization.c.balance_micros, numbers)
+    row = _execute(connection, query.where(organization.c.id == organization_id)).one_or_none()
+    if row is None:
+        raise BadInput(f"no organization {organization_id}")
+    return Organization._make(row)
+
+
+def create_key(
+    connection: Connection, organization_id: UUID, scopes: Sequence[str], expires_in: timedelta | None = None
+) -> NewKey:
+    """A new key for the organization, with its text, which cannot be had again. No `expires_in`: it never expires."""
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise BadInput(f"a key's scopes are one or more of {', '.join(SCOPES)}")
+    if expires_in is not None and not timedelta(0) < expires_in <= KEY_LIFE_MAX:
+        raise BadInput(f"a key expires in more than nothing and at most {KEY_LIFE_MAX.days} days")
+    _touch(connection, organization_id)
+    made = NewKey(uuid7(), new_key(organization_id))
+    row = {
+        "id": made.id,
+        "organization_id": organization_id,
+        "digest": digest(made.key),
+        "scopes": sorted(set(scopes)),
+        "created_at": _NOW,
+        "expires_at": None if expires_in is None else _NOW + expires_in,
+    }
+    _execute(connection, api_key.insert().values(row))
+    return made
+
+
+def list_keys(connection: Connection, organization_id: UUID) -> list[Key]:
+    """Every key the organization ever had, the oldest first."""
+    show_organization(connection, organization_id)
+    columns = (api_key.c.id, api_key.c.scopes, api_key.c.created_at, api_key.c.expires_at, api_key.c.revoked_at)
+    query = select(*columns).where(api_key.c.organization_id == organization_id).order_by(api_key.c.id)
+    return [Key._make(row) for row in _execute(connection, query)]
+
+
+def revoke_key(connection: Connection, key_id: UUID) -> datetime:
+    """From the caller's COMMIT on the key assigns nothing. Returns when it was revoked: once revoked it stays so."""
+    _touch_owner(connection, api_key, "key", key_id)
+    revoked_at = func.coalesce(api_key.c.revoked_at, _NOW)
+    change = update(api_key).where(api_key.c.id == key_id).values(revoked_at=revoked_at)
+    revoked: datetime = _execute(connection, change.returning(api_key.c.revoked_at)).scalar_one()
+    return revoked
+
+
+def create_brand(connection: Connection, organization_id: UUID, name: str, identity_status: str) -> UUID:
+    """A new brand of the organization."""
+    _touch(connection, organization_id)
+    brand_id = uuid7()
+    row = {
+        "id": brand_id,
+        "organization_id": organization_id,
+        "name": _checked("a name", name),
+        "identity_status": identity_status,
+    }
+    _execute(connection, brand.insert().values(row))
+    return brand_id
+
+
+def set_brand(connection: Connection, brand_id: UUID, identity_status: str) -> None:
+    """Change a brand's identity status."""
+    _touch_owner(connection, brand, "brand", brand_id)
+    _execute(connection, update(brand).where(brand.c.id == brand_id).values(identity_status=identity_status))
+
+
+def create_campaign(
+    connection: Connection, organization_id: UUID, name: str, status: str, brand_id: UUID | None = None
+) -> UUID:
+    """A new campaign of the organization, linked to one of its brands or to none."""
+    _touch(connection, organization_id)
+    campaign_id = uuid7()
+    row = {
+        "id": campaign_id,
+        "organization_id": organization_id,
+        "brand_id": brand_id,
+        "name": _checked("a name", name),
+        "status": status,
+    }
+    _execute(connection, campaign.insert().values(row))
+    return campaign_id
+
+
+def set_campaign(connection: Connection, campaign_id: UUID, status: str) -> None:
+    """Change a campaign's status."""
+    _touch_owner(connection, campaign, "campaign", campaign_id)
+    _execute(connection, update(campaign).where(campaign.c.id == campaign_id).values(status=status))
+
+
+def _touch(connection: Connection, organization_id: UUID) -> None:
+    """Take the organization's row, so that its orders come before or after what follows in this transaction."""
+    _change_organization(connection, organization_id, revision=organization.c.revision + 1)
+
+
+def _touch_owner(connection: Connection, table: Table, kind: str, row_id: UUID) -> None:
+    """The same for the organization that a row of `table` belongs to, which never changes."""
+    owner = _execute(connection, select(table.c.organization_id).where(table.c.id == row_id)).scalar_one_or_none()
+    if owner is None:
+        raise BadInput(f"no {kind} {row_id}")
+    _touch(connection, owner)
+
+
+def _change_organization(connection: Connection, organization_id: UUID, **changes: Any) -> Row[Any]:
+    change = update(organization).where(organization.c.id == organization_id).values(changes)
+    columns = (organization.c.balance_micros, organization.c.entry_no)
+    row = _execute(connection, change.returning(*columns)).one_or_none()
+    if row is None:
+        raise BadInput(f"no organization {organization_id}")
+    return row
+
+
+def _checked(what: str, value: str) -> str:
+    if not value.strip() or len(value) > TEXT_CHARS_MAX or not value.isprintable():
+        raise BadInput(f"{what} has 1 to {TEXT_CHARS_MAX} characters, none of them a control character")
+    return value
+
+
+def _execute(connection: Connection, statement: Executable) -> CursorResult[Any]:
+    """Run it, and say in words what the database refused."""
+    try:
+        return connection.execute(statement)
+    except IntegrityError as error:
+        constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
+        if constraint not in _REASONS:
+            raise
+        raise BadInput(_REASONS[constraint]) from None
+    except DataError as error:
+        if not isinstance(error.orig, NumericValueOutOfRange):
+            raise
+        raise BadInput("the balance would be too large to keep") from None
