@@ -1,0 +1,82 @@
+"""Who calls, and what the call needs: the bearer key of the metadata, and the scope its method declares."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+from uuid import UUID
+
+from google.protobuf.descriptor import MethodDescriptor
+
+from ordernumbers.v1 import options_pb2
+from server import keys
+from server.errors import Code, Refusal
+
+_BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE | re.ASCII)
+CACHED_KEYS_MAX = 10_000
+
+
+class Principal(NamedTuple):
+    """The key of a call: whose it is and what it may do."""
+
+    api_key_id: UUID
+    organization_id: UUID
+    scopes: frozenset[str]
+
+
+def required_scope(method: MethodDescriptor) -> str | None:
+    """The scope that the proto declares for a method; None refuses every key."""
+    return method.GetOptions().Extensions[options_pb2.required_scope] or None
+
+
+def bearer_key(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The one well-formed key in a call's metadata. Raises UNAUTHORIZED."""
+    values = [value for name, value in metadata if name == "authorization"]
+    if len(values) == 1 and isinstance(values[0], str):
+        match = _BEARER.fullmatch(values[0])
+        if match and keys.is_well_formed(match[1]):
+            return match[1]
+    raise Refusal(Code.UNAUTHORIZED)
+
+
+class Authenticator:
+    """Knows keys by their digest, and remembers valid ones for `cache_seconds`.
+
+    A sale reads the key again under its locks, so what is remembered here can let a refusal lag, never an effect.
+    Unknown keys are not remembered; equal look-ups under way are one.
+    """
+
+    def __init__(self, find: Callable[[bytes], Awaitable[Principal | None]], cache_seconds: float) -> None:
+        self._find = find
+        self._cache_seconds = cache_seconds
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
+
+    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal:
+        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error if the look-up fails."""
+        digest = keys.digest(bearer_key(metadata))
+        known = self._known.get(digest)
+        if known and known[0] > time.monotonic():
+            return known[1]
+        principal = await self._ask(digest)
+        if principal is None:
+            self._known.pop(digest, None)
+            raise Refusal(Code.UNAUTHORIZED)
+        return principal
+
+    async def _ask(self, digest: bytes) -> Principal | None:
+        task = self._asking.get(digest)
+        if task is None:
+            task = self._asking[digest] = asyncio.create_task(self._look_up(digest))
+            task.add_done_callback(lambda _: self._asking.pop(digest, None))
+        return await asyncio.shield(task)
+
+    async def _look_up(self, digest: bytes) -> Principal | None:
+        asked = time.monotonic()  # the answer is as old as the question
+        principal = await self._find(digest)
+        if principal:
+            if len(self._known) >= CACHED_KEYS_MAX:
+                self._known.clear()
+            self._known[digest] = (asked + self._cache_seconds, principal)
+        return principal

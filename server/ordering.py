@@ -1,0 +1,164 @@
+"""The decision on orders: plain values in, plain values out. All the rules of the sale live here.
+
+It imports neither gRPC nor SQL. What it is given has been read under locks that hold until its answer is written
+(store/orders.py), so what it says is true when it is written.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from server.errors import Code, Refusal, Shortage
+
+SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One order as asked, with the ids it will have if it is placed; one assignment id a number, in its order."""
+
+    id: UUID
+    organization_id: UUID
+    api_key_id: UUID
+    scope: str
+    request_id: str
+    numbers: tuple[str, ...]
+    assignment_ids: tuple[UUID, ...]
+    inbound_url: str | None = None
+    status_url: str | None = None
+    label: str | None = None
+    campaign_id: UUID | None = None
+
+
+class Number(NamedTuple):
+    """A number of the inventory as its row says: what it is, what it costs, and whose it is."""
+
+    number_type: str
+    sms_enabled: bool
+    mms_enabled: bool
+    price_micros: int
+    assignment_id: UUID | None
+    held_by: UUID | None
+    free_at: datetime | None
+
+    def is_available_to(self, organization_id: UUID, now: datetime) -> bool:
+        """Not assigned, and neither in quarantine nor held for somebody else."""
+        if self.assignment_id is not None:
+            return False
+        return self.free_at is None or self.free_at <= now or self.held_by == organization_id
+
+
+class Account(NamedTuple):
+    """An organization's credit and the number of its newest ledger entry."""
+
+    balance_micros: int
+    entry_no: int
+
+
+class Key(NamedTuple):
+    """What a key may do, and until when."""
+
+    scopes: Sequence[str]
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+
+class Campaign(NamedTuple):
+    """A messaging campaign's status, and the identity status of the brand it is linked to, if any."""
+
+    status: str
+    identity_status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the database says of all that a batch of orders names. What is not in it does not exist."""
+
+    now: datetime
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    accounts: Mapping[UUID, Account] = field(default_factory=dict)
+    keys: Mapping[UUID, Key] = field(default_factory=dict)
+    campaigns: Mapping[tuple[UUID, UUID], Campaign] = field(default_factory=dict)
+    """By organization and campaign."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An order that is carried out: its numbers as they were, its cost, and the account after it."""
+
+    order: Order
+    at: datetime
+    numbers: tuple[Number, ...]
+    total_micros: int
+    account: Account
+
+
+Decision = Placed | Refusal
+
+
+def decide(orders: Iterable[Order], state: State) -> list[Decision]:
+    """What becomes of each order, in turn; each sees what the ones before it took."""
+    taken: set[str] = set()
+    accounts = dict(state.accounts)
+    decisions: list[Decision] = []
+    for order in orders:
+        decision = _decide_one(order, state, taken, accounts)
+        if isinstance(decision, Placed):
+            taken.update(order.numbers)
+            accounts[order.organization_id] = decision.account
+        decisions.append(decision)
+    return decisions
+
+
+def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[UUID, Account]) -> Decision:
+    refusal = _key_refusal(order, state) or _campaign_refusal(order, state) or _shortage(order, state, taken)
+    if refusal:
+        return refusal
+    numbers = tuple(state.numbers[number] for number in order.numbers)
+    total_micros = sum(number.price_micros for number in numbers)
+    before = accounts[order.organization_id]
+    if total_micros > before.balance_micros:
+        return Refusal(Code.INSUFFICIENT_CREDIT)
+    account = Account(before.balance_micros - total_micros, before.entry_no + 1)
+    return Placed(order, state.now, numbers, total_micros, account)
+
+
+def _key_refusal(order: Order, state: State) -> Refusal | None:
+    key = state.keys.get(order.api_key_id)
+    if key is None or not key.is_valid(state.now):
+        return Refusal(Code.UNAUTHORIZED)
+    return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
+
+
+def _campaign_refusal(order: Order, state: State) -> Refusal | None:
+    if order.campaign_id is None:
+        return None
+    campaign = state.campaigns.get((order.organization_id, order.campaign_id))
+    if campaign is None:
+        return Refusal(Code.NOT_FOUND)
+    if campaign.status != "ACTIVE":
+        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "must be ACTIVE"})
+    if campaign.identity_status not in SENDING_IDENTITIES:
+        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "brand must be VERIFIED or VETTED_VERIFIED"})
+    return None
+
+
+def _shortage(order: Order, state: State, taken: set[str]) -> Refusal | None:
+    def is_available(number: str) -> bool:
+        row = state.numbers.get(number)
+        return row is not None and number not in taken and row.is_available_to(order.organization_id, state.now)
+
+    unavailable = [number for number in order.numbers if not is_available(number)]
+    if not unavailable:
+        return None
+    requested, available = len(order.numbers), len(order.numbers) - len(unavailable)
+    return Refusal(
+        Code.INSUFFICIENT_INVENTORY,
+        message=f"insufficient inventory: requested {requested}, available {available}",
+        shortage=Shortage(available, unavailable),
+    )

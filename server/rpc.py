@@ -1,0 +1,287 @@
+"""One worker's grpc.aio server: what every call goes through, health, reflection, and the way it stops.
+
+A call: request id, key, scope, parsing, rules, the method, one line in the log. It is one function around the method
+rather than a chain of grpc.aio interceptors, each of which would cost a task and a context a call. Messages are parsed
+here and not by grpc, which would tell callers UNKNOWN and the text of the exception.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import grpc
+import psycopg
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from psycopg_pool import PoolTimeout
+from ulid import ULID
+
+from ordernumbers.v1 import phone_number_service_pb2
+from ordernumbers.v1.errors_pb2 import Error, ErrorResponse, InventoryShortage
+from server.auth import Authenticator, Principal, required_scope
+from server.batching import Batcher
+from server.config import REQUEST_BODY_BYTES_MAX, Settings
+from server.errors import Code, Refusal
+from server.service import Call, PhoneNumberService
+from server.store import queries
+from server.validation import validate
+
+log = logging.getLogger(__name__)
+
+SERVICE = phone_number_service_pb2.DESCRIPTOR.services_by_name["PhoneNumberService"]
+DOMAIN = "ordernumbers"
+ULID_FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
+ANSWER_SECONDS = 0.1  # kept of a call's time for the way back, so that its caller hears TIMEOUT from us
+HEALTH_INTERVAL_SECONDS = 1.0
+
+OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port of its own for each worker; in use means in use
+    ("grpc.max_receive_message_length", REQUEST_BODY_BYTES_MAX),
+    # Clients accept 8 KB of metadata; what we accept must not be less than the edge's, or long headers fail at random.
+    ("grpc.max_metadata_size", 32768),
+    ("grpc.absolute_max_metadata_size", 65536),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+]
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Method = Callable[[Any, Call], Awaitable[Message]]
+
+
+class Server:
+    """A running worker. Make one with `start`."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        self._settings = settings
+        self._pool = queries.read_pool(database_url, settings)
+        self._batcher = Batcher(settings, database_url)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._draining = False
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, settings: Settings, database_url: str, port: int) -> "Server":
+        """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
+        self = cls(settings, database_url)
+        await self._pool.open(wait=False)
+        self._add_services()
+        address = f"[{settings.grpc_bind}]" if settings.grpc_bind.version == 6 else str(settings.grpc_bind)
+        try:
+            self._server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError:
+            raise OSError(f"port {port} of {address} is in use") from None
+        await self._check_health()
+        await self._server.start()
+        self._watch = asyncio.create_task(self._watch_health())
+        return self
+
+    async def drain(self) -> None:
+        """Stop without failing a call: say so, serve on until it is known everywhere, then finish what is under way."""
+        self._draining = True
+        if self._watch:
+            self._watch.cancel()
+        await self._say(serving=False)
+        await asyncio.sleep(self._settings.drain_seconds)
+        await self._server.stop(grace=self._settings.deadline_seconds_max)
+        await self._batcher.close()
+        await self._pool.close()
+
+    def _add_services(self) -> None:
+        find = self._find_principal
+        calls = Calls(self._settings, Authenticator(find, self._settings.key_cache_seconds))
+        handlers = calls.handlers(SERVICE, PhoneNumberService(self._batcher))
+        self._server.add_generic_rpc_handlers([handlers])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+
+    async def _find_principal(self, digest: bytes) -> Principal | None:
+        row = await queries.find_key(self._pool, digest)
+        return row and Principal(row.id, row.organization_id, frozenset(row.scopes))
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+            await self._check_health()
+
+    async def _check_health(self) -> None:
+        """SERVING while an order could be served: while the database answers."""
+        serving = True
+        try:
+            await queries.answers(self._pool)
+        except psycopg.Error as error:
+            log.warning("the database does not answer: %s", type(error).__name__)
+            serving = False
+        if not self._draining:
+            await self._say(serving)
+
+    async def _say(self, serving: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+class Calls:
+    """What every call of our own services goes through."""
+
+    def __init__(self, settings: Settings, authenticator: Authenticator) -> None:
+        self._seconds_max = settings.deadline_seconds_max
+        self._authenticator = authenticator
+        self._log = CallLog()
+
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """Handlers for every method of a service. Raises AttributeError, by name, for one the servicer lacks."""
+        handlers: dict[str, Any] = {
+            method.name: grpc.unary_unary_rpc_method_handler(self._handler(method, getattr(servicer, method.name)))
+            for method in service.methods
+        }
+        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+    def _handler(self, method: MethodDescriptor, behaviour: Method) -> Any:
+        name = method.full_name
+        scope = required_scope(method)
+        request_class = GetMessageClass(method.input_type)
+
+        async def handle(raw: bytes, context: Context) -> bytes:
+            line = Line(name, _request_id(context.invocation_metadata() or ()))
+            context.set_trailing_metadata((("x-request-id", line.request_id),))
+            try:
+                line.principal = await self._authenticator.authenticate(context.invocation_metadata() or ())
+                if scope is None or scope not in line.principal.scopes:
+                    raise Refusal(Code.FORBIDDEN)
+                request = _parse(request_class, raw)
+                validate(request)
+                call = Call(line.request_id, line.principal, scope, self._timeout_seconds(context))
+                return (await behaviour(request, call)).SerializeToString()
+            except Refusal as refusal:
+                line.code = refusal.code
+                await _abort(context, refusal, line.request_id)
+            except (psycopg.OperationalError, PoolTimeout):  # of the look-up: nothing has been tried yet
+                line.code = Code.UNAVAILABLE
+                await _abort(context, Refusal(Code.UNAVAILABLE), line.request_id)
+            except asyncio.CancelledError:
+                line.code = "CANCELLED"
+                raise
+            except Exception:
+                log.exception("call %s failed", line.request_id)
+                line.code = Code.INTERNAL
+                await _abort(context, Refusal(Code.INTERNAL), line.request_id)
+            finally:
+                self._log.write(line)
+
+        return handle
+
+    def _timeout_seconds(self, context: Context) -> float:
+        remaining = context.time_remaining()
+        return max(
+            0.0, min(self._seconds_max, remaining if remaining is not None else self._seconds_max) - ANSWER_SECONDS
+        )
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The caller's, if it is a ULID; else a new one."""
+    for name, value in metadata:
+        if name == "x-request-id" and isinstance(value, str) and ULID_FORM.fullmatch(value):
+            return value
+    return str(ULID())
+
+
+def _parse(request_class: type[Message], raw: bytes) -> Message:
+    try:
+        return request_class.FromString(raw)
+    except DecodeError:
+        raise Refusal(Code.INVALID_INPUT) from None
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def error_response(refusal: Refusal, request_id: str) -> ErrorResponse:
+    """The documented envelope of a refusal."""
+    error = Error(code=refusal.code, message=refusal.message, request_id=request_id)
+    if refusal.details:
+        error.details.update(refusal.details)
+    response = ErrorResponse(success=False, error=error)
+    if refusal.shortage:
+        shortage = refusal.shortage
+        response.data.CopyFrom(
+            InventoryShortage(available_count=shortage.available_count, unavailable=shortage.unavailable)
+        )
+    return response
+
+
+async def _abort(context: Context, refusal: Refusal, request_id: str) -> NoReturn:
+    meaning = refusal.meaning
+    grpc_status = getattr(grpc.StatusCode, meaning.grpc_status)
+    status = status_pb2.Status(code=grpc_status.value[0], message=refusal.message)
+    details = (
+        error_details_pb2.ErrorInfo(reason=refusal.code, domain=DOMAIN),
+        error_response(refusal, request_id),  # last: the edge takes the last one for its body
+    )
+    for detail in details:
+        status.details.add().Pack(detail, deterministic=True)
+    trailing = (
+        ("x-request-id", request_id),
+        ("http-status", str(meaning.http_status)),
+        ("grpc-status-details-bin", status.SerializeToString(deterministic=True)),
+    )
+    await context.abort(grpc_status, refusal.message, trailing)
+
+
+# ---------------------------------------------------------------- the log of calls
+
+
+class Line:
+    """One call, as the log tells of it."""
+
+    __slots__ = ("code", "method", "principal", "request_id", "started")
+
+    def __init__(self, method: str, request_id: str) -> None:
+        self.method = method
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.principal: Principal | None = None
+        self.code: str = "OK"
+
+    def __str__(self) -> str:
+        said: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": self.request_id,
+            "method": self.method,
+            "code": self.code,
+            "ms": round((time.perf_counter() - self.started) * 1000, 3),
+        }
+        if self.principal:
+            said["organization"] = str(self.principal.organization_id)
+            said["key_id"] = str(self.principal.api_key_id)
+        return json.dumps(said)
+
+
+class CallLog:
+    """One JSON line a call on standard error; the lines of one turn of the event loop in one write."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def write(self, line: Line) -> None:
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._lines.append(str(line))
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        with suppress(OSError, ValueError):  # a log that cannot be written must not stop sales
+            sys.stderr.write("\n".join([*lines, ""]))
+            sys.stderr.flush()

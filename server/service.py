@@ -1,0 +1,80 @@
+"""The methods: protobuf to domain and back, a few lines each. What every call needs is done before (rpc.py)."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from uuid_utils.compat import uuid7
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
+from server.auth import Principal
+from server.batching import Batcher
+from server.ordering import Order, Placed
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of a call beside its request. `timeout_seconds` is how long its answer still matters."""
+
+    request_id: str
+    principal: Principal
+    scope: str
+    timeout_seconds: float
+
+
+class PhoneNumberService:
+    """ordernumbers.v1.PhoneNumberService: a method an RPC, by its name."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> OrderNumbersResponse:  # noqa: N802
+        """Assign the named numbers, all or none. Raises Refusal."""
+        placed = await self._batcher.place(_order(request, call), call.timeout_seconds)
+        return _response(placed)
+
+
+def _order(request: OrderNumbersRequest, call: Call) -> Order:
+    """The order with its ids, made once and now: however often it is tried, it is the same order."""
+    return Order(
+        id=uuid7(),
+        organization_id=call.principal.organization_id,
+        api_key_id=call.principal.api_key_id,
+        scope=call.scope,
+        request_id=call.request_id,
+        numbers=tuple(request.numbers),
+        assignment_ids=tuple(uuid7() for _ in request.numbers),
+        inbound_url=request.inbound_url if request.HasField("inbound_url") else None,
+        status_url=request.status_url if request.HasField("status_url") else None,
+        label=request.label if request.HasField("label") else None,
+        campaign_id=UUID(request.campaign_id) if request.HasField("campaign_id") else None,
+    )
+
+
+def _response(placed: Placed) -> OrderNumbersResponse:
+    order, at = placed.order, _whole_seconds(placed.at)
+    campaign_id = None if order.campaign_id is None else str(order.campaign_id)
+    return OrderNumbersResponse(
+        success=True,
+        data=[
+            PhoneNumber(
+                id=str(assignment_id),
+                number=number,
+                number_type=row.number_type,
+                inbound_url=order.inbound_url,
+                status_url=order.status_url,
+                label=order.label,
+                campaign_id=campaign_id,
+                sms_enabled=row.sms_enabled,
+                mms_enabled=row.mms_enabled,
+                created_at=at,
+                updated_at=at,
+            )
+            for assignment_id, number, row in zip(order.assignment_ids, order.numbers, placed.numbers, strict=True)
+        ],
+    )
+
+
+def _whole_seconds(at: datetime) -> Timestamp:
+    return Timestamp(seconds=int(at.timestamp()))

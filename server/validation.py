@@ -1,0 +1,105 @@
+"""Whether a request keeps the contract's rules: those written in the protos, checked by protovalidate, and the one they
+cannot say, that a URL's host is public."""
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+import protovalidate
+from google.protobuf.message import Message
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from server.config import NUMBERS_PER_ORDER_MAX
+from server.errors import Code, Refusal
+
+NOT_PUBLIC = "must be a public https:// URL"
+
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
+_PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
+# IPv6 that leads to an IPv4 address of the sender's choice: mapped, compatible, translated (NAT64), 6to4, Teredo.
+_TUNNELS = tuple(
+    map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+)
+
+_validator = protovalidate.Validator()
+
+
+def validate(request: Message) -> None:
+    """Raises VALIDATION_FAILED with every field at fault and the first rule it breaks, all at once."""
+    details = _order_violations(request) if isinstance(request, OrderNumbersRequest) else _violations(request)
+    if details:
+        raise Refusal(Code.VALIDATION_FAILED, details=details)
+
+
+def _order_violations(request: OrderNumbersRequest) -> dict[str, str]:
+    if len(request.numbers) > NUMBERS_PER_ORDER_MAX:  # say so, without a look at each of perhaps many thousands
+        request = OrderNumbersRequest.FromString(request.SerializeToString())
+        del request.numbers[NUMBERS_PER_ORDER_MAX + 1 :]
+        details = {field: rule for field, rule in _violations(request).items() if not field.startswith("numbers[")}
+    else:
+        details = _violations(request)
+    urls = {"inbound_url": request.inbound_url, "status_url": request.status_url}
+    for field, url in urls.items():
+        if url and field not in details and not is_public(url):
+            details[field] = NOT_PUBLIC
+    return details
+
+
+def _violations(request: Message) -> dict[str, str]:
+    details: dict[str, str] = {}
+    for violation in _validator.collect_violations(request):
+        details.setdefault(_path(violation), violation.proto.message)
+    return details
+
+
+def _path(violation: protovalidate.Violation) -> str:
+    """`numbers[1]`: where in the request a rule is broken."""
+    path = ""
+    for element in violation.proto.field.elements if violation.proto.field else ():
+        path += f".{element.field_name}" if path else element.field_name
+        if element.subscript is not None:
+            path += f"[{element.subscript.value}]"
+    return path
+
+
+def is_public(url: str) -> bool:
+    """Whether the host of an https:// URL is one that the whole internet can reach by that name: a DNS name that no
+    resolver takes for an address (RFC 3986, WHATWG), or a global IP address written canonically."""
+    try:
+        parts = urlsplit(url)
+        return _is_port(parts) and _is_public_host(_host(parts))
+    except ValueError:
+        return False
+
+
+def _host(parts: SplitResult) -> str:
+    return parts.netloc[: parts.netloc.index("]") + 1] if "[" in parts.netloc else parts.netloc.partition(":")[0]
+
+
+def _is_port(parts: SplitResult) -> bool:
+    rest = parts.netloc.removeprefix(_host(parts))
+    return _PORT.fullmatch(rest) is not None and parts.port != 0  # .port raises ValueError beyond 65535
+
+
+def _is_public_host(host: str) -> bool:
+    if host.startswith("["):
+        return _is_public_ipv6(host[1:-1])
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    last = labels[-1].lower()
+    if not _NUMERIC_LABEL.fullmatch(last):
+        return last != "localhost" and len(name) <= 253 and all(map(_LABEL.fullmatch, labels))
+    return _is_public_ipv4(host)
+
+
+def _is_public_ipv4(text: str) -> bool:
+    address = ipaddress.IPv4Address(text)  # four decimal numbers without leading zeros, or ValueError
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _is_public_ipv6(text: str) -> bool:
+    address = ipaddress.IPv6Address(text)
+    canonical = str(address) == text and address.scope_id is None
+    leads_elsewhere = any(address in network for network in _TUNNELS)
+    return canonical and address.is_global and not address.is_multicast and not leads_elsewhere
