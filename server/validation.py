@@ -17,9 +17,12 @@ NOT_PUBLIC = "must be a public https:// URL"
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
 _PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
-# IPv6 that leads to an IPv4 address of the sender's choice: mapped, compatible, translated (NAT64), 6to4, Teredo.
-_TUNNELS = tuple(
-    map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+# What `is_global` lets through, in some Python or in all: addresses that a cloud or a protocol has taken, multicast,
+# documentation, and IPv6 that leads to an IPv4 address of the sender's choice (NAT64, Teredo, 6to4).
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+_EXCEPTIONS = (
+    *map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")),
+    *map(ipaddress.IPv6Network, ("2001::/23", "2002::/16", "3fff::/20")),
 )
 
 _validator = protovalidate.Validator()
@@ -94,12 +97,13 @@ def _is_public_host(host: str) -> bool:
 
 
 def _is_public_ipv4(text: str) -> bool:
-    address = ipaddress.IPv4Address(text)  # four decimal numbers without leading zeros, or ValueError
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    return _is_global(ipaddress.IPv4Address(text))  # four decimal numbers without leading zeros, or ValueError
 
 
 def _is_public_ipv6(text: str) -> bool:
     address = ipaddress.IPv6Address(text)
-    canonical = str(address) == text and address.scope_id is None
-    leads_elsewhere = any(address in network for network in _TUNNELS)
-    return canonical and address.is_global and not address.is_multicast and not leads_elsewhere
+    return str(address) == text and address in _GLOBAL_IPV6 and _is_global(address)
+
+
+def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_global and not any(address in network for network in _EXCEPTIONS)

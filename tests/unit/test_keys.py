@@ -1,0 +1,65 @@
+"""API keys as text, and which of a call's metadata is one."""
+
+from uuid import UUID
+
+import pytest
+
+from server import keys
+from server.auth import bearer_key
+from server.errors import Code, Refusal
+
+ORGANIZATION = UUID(int=7)
+KEY = keys.new_key(ORGANIZATION)
+
+
+def test_keys_of_one_organization_share_its_tag_and_nothing_else():
+    other = keys.new_key(ORGANIZATION)
+    tagged = len(keys.PREFIX) + keys.TAG_CHARS
+    assert KEY[:tagged] == other[:tagged]
+    assert KEY[tagged:] != other[tagged:]
+    assert keys.is_well_formed(KEY)
+    assert keys.is_well_formed(other)
+
+
+@pytest.mark.parametrize("at", range(len(KEY)))
+def test_a_mistyped_key_is_known_by_its_checksum(at):
+    assert not keys.is_well_formed(KEY[:at] + ("x" if KEY[at] != "x" else "y") + KEY[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "am_live_", KEY[:-1], KEY + "0", KEY.upper(), KEY.replace("live", "test"), KEY + "\n"]
+)
+def test_other_texts_are_not_keys(wrong):
+    assert not keys.is_well_formed(wrong)
+
+
+def test_only_the_sha256_digest_is_kept():
+    assert len(keys.digest(KEY)) == 32
+    assert keys.digest(KEY) == keys.digest(str(KEY))
+
+
+@pytest.mark.parametrize("value", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER  {KEY}"])
+def test_the_scheme_may_be_in_any_case(value):
+    assert bearer_key([("user-agent", "x"), ("authorization", value)]) == KEY
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        [("authorization", KEY)],
+        [("authorization", f"Basic {KEY}")],
+        [("authorization", f"Bearer{KEY}")],
+        [("authorization", f"Bearer {KEY} ")],
+        [("authorization", f" Bearer {KEY}")],
+        [("authorization", f"Bearer {KEY},Bearer {KEY}")],
+        [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")],
+        [("authorization", f"Bearer {KEY}".encode())],
+        [("authorization", "Bearer ")],
+        [("authorization", "Bearer am_live_" + "0" * 44)],
+    ],
+)
+def test_no_malformed_or_repeated_key_is_taken(metadata):
+    with pytest.raises(Refusal) as refused:
+        bearer_key(metadata)
+    assert refused.value.code is Code.UNAUTHORIZED
