@@ -20,7 +20,7 @@ _PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
 # What `is_global` lets through, in some Python or in all: addresses that a cloud or a protocol has taken, multicast,
 # documentation, and IPv6 that leads to an IPv4 address of the sender's choice (NAT64, Teredo, 6to4).
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-_EXCEPTIONS = (
+_EXCEPTIONS: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = (
     *map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")),
     *map(ipaddress.IPv6Network, ("2001::/23", "2002::/16", "3fff::/20")),
 )

@@ -125,7 +125,8 @@ PRIVATE_HOSTS = [
     "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:8.8.8.8]",
     "[::ffff:808:808]", "[::127.0.0.1]", "[::808:808]", "[64:ff9b::7f00:1]", "[64:ff9b::a9fe:a9fe]",
     "[64:ff9b:1::a9fe:a9fe]", "[2002:7f00:1::]", "[2001:0:7f00:1::]", "[fe80::1]", "[fe80::1%25eth0]", "[fc00::1]",
-    "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]", "[3fff::1]", "[5f00::1]", "[2001:2::1]", "[2606:4700:4700:0::1111]", "[2606:4700:4700::0001]",
+    "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]", "[3fff::1]", "[5f00::1]", "[2001:2::1]",
+    "[2606:4700:4700:0::1111]", "[2606:4700:4700::0001]",
     # not hosts
     "", ".", "a..b", "-a.example", "a-.example", "a b", "exa$mple.com", "x" * 64 + ".example", "a." * 127 + "abc",
     "[8.8.8.8]", "[v1.x]", "[", "8.8.8.8.8", "8.8.8", "1.2.3.256",
@@ -141,7 +142,8 @@ def test_a_host_that_is_not_public_is_refused(field, host):
 @pytest.mark.parametrize(
     "url",
     ["", "https:", "https://", "https:///path", "http://example.com", "ftp://example.com", "//example.com",
-     "example.com", "https:/example.com", "https:example.com", "javascript:alert(1)", " https://example.com", "https://example.com ",
+     "example.com", "https:/example.com", "https:example.com", "javascript:alert(1)", " https://example.com",
+     "https://example.com ",
      "https://user@example.com", "https://user:password@example.com", "https://@example.com", "https://:@example.com",
      "https://example.com#", "https://example.com/#fragment", "https://example.com:", "https://example.com:0",
      "https://example.com:65536", "https://example.com:-1", "https://example.com:8o", "https://example.com\\@10.0.0.1/",
