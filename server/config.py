@@ -24,7 +24,9 @@ REQUEST_BODY_BYTES_MAX = 65536
 class Settings(BaseSettings):
     """Read from the environment: `ORDERNUMBERS_` and the name in capitals, but for `DATABASE_URL`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     database_url: Annotated[str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))] = None
     """libpq URL of a PostgreSQL; without it the embedded one of `data_dir`."""
@@ -36,25 +38,28 @@ class Settings(BaseSettings):
     grpc_bind: Address = IPv4Address("127.0.0.1")
     """Address of the server's workers, which the edge calls."""
     rest_port: Port = 8080
+    """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
     envoy_admin_port: Port = 9901
     """Envoy's own admin page, always on loopback."""
     tls_cert: Path | None = None
+    """The edge's certificate chain (PEM); with it and `tls_key` the edge speaks TLS."""
     tls_key: Path | None = None
-    """With both, the edge speaks TLS."""
+    """Its private key (PEM)."""
     edge_reflection: bool = False
     """Whether gRPC reflection is reachable through the edge too."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Calls per second and key that one edge lets through; the rest are answered RATE_LIMITED."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
-    """Server processes, one port each."""
+    """Server processes, one port each; as many as there are cores."""
     lanes: Annotated[int, Field(ge=1, le=16)] = 2
     """Database connections of one worker that carry out orders; an organization's orders all use the same one."""
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = 64
+    """The most orders that one transaction takes on."""
     batch_numbers_max: Annotated[int, Field(ge=NUMBERS_PER_ORDER_MAX, le=10_000)] = 500
-    """The most that one transaction takes on, so that it never holds its locks for long."""
+    """The most numbers that one transaction takes on, so that it never holds its locks for long."""
     queue_orders_max: Count = 2000
     """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
     key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0
@@ -70,6 +75,7 @@ class Settings(BaseSettings):
     idle_in_transaction_timeout_ms: Count = 5000
     """After that long a frozen worker's transaction is ended and its rows are free."""
     connect_timeout_seconds: Annotated[int, Field(ge=2, le=60)] = 3
+    """How long a connection to the database may take to open."""
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = 3.0
     """How long a worker that was told to stop still serves calls, after it has said it will stop."""
 
