@@ -178,8 +178,8 @@ LEDGER = Walk(
             """,
         ),
         Rule(
-            "ledger of organization {organization_id}: entry {entry_no} takes {taken_micros} micros for order {order_id},"
-            " whose total is {total_micros}",
+            "ledger of organization {organization_id}: entry {entry_no} takes {taken_micros} micros"
+            " for order {order_id}, whose total is {total_micros}",
             """
             SELECT organization_id, entry_no, -amount_micros AS taken_micros, order_id, o.total_micros
             FROM ledger_entry JOIN orders o USING (organization_id)
@@ -188,7 +188,7 @@ LEDGER = Walk(
             """,
         ),
         Rule(
-            "ledger of organization {organization_id}: entry {entry_no} is for order {order_id}, which it does not have",
+            "ledger of organization {organization_id}: entry {entry_no} is for order {order_id}, which is not there",
             """
             SELECT organization_id, entry_no, order_id
             FROM ledger_entry
@@ -265,7 +265,7 @@ def _broken(connection: Connection, walk: Walk) -> Iterator[str]:
 def _ranges(connection: Connection, walk: Walk) -> Iterator[dict[str, Any]]:
     """Bounds of one range after another: more than `after_…`, at most `upto_…`."""
     columns = ", ".join(walk.key)
-    sql = f"""
+    sql = text(f"""
         SELECT {columns}
         FROM (
           SELECT {columns}
@@ -276,9 +276,9 @@ def _ranges(connection: Connection, walk: Walk) -> Iterator[dict[str, Any]]:
         ) ahead
         ORDER BY {", ".join(f"{column} DESC" for column in walk.key)}
         LIMIT 1
-    """
+    """)  # noqa: S608  every name in it stands in this file
     after = {f"after_{column}": _FIRST[column] for column in walk.key}
-    while row := connection.execute(text(sql), after).mappings().one_or_none():
+    while row := connection.execute(sql, after).mappings().one_or_none():
         yield after | {f"upto_{column}": row[column] for column in walk.key}
         after = {f"after_{column}": row[column] for column in walk.key}
 
@@ -295,6 +295,8 @@ def _orders_not_paid_once(connection: Connection) -> Iterator[str]:
     """Orders that have not exactly one ledger entry; no index leads from an order to its entry."""
     for organization_id in connection.execute(text("SELECT id FROM organization ORDER BY id")).scalars().all():
         suspects = _unpaired(connection, organization_id)
+        if not suspects:
+            continue
         counted = connection.execute(text(ENTRIES_OF_ORDERS), {"organization_id": organization_id, "ids": suspects})
         yield from (f"order {row.id} has {row.entries} ledger entries" for row in counted if row.entries != 1)
 
@@ -316,24 +318,25 @@ def _unpaired(connection: Connection, organization_id: UUID) -> list[UUID]:
 
 
 def _pages(connection: Connection, sql: str, organization_id: UUID, after: Any) -> Iterator[list[UUID]]:
-    while rows := connection.execute(text(sql), {"organization_id": organization_id, "after": after}).all():
+    keys = {"organization_id": organization_id, "rows": RANGE_ROWS}
+    while rows := connection.execute(text(sql), {**keys, "after": after}).all():
         yield [order_id for _, order_id in rows if order_id is not None]
         after = rows[-1][0]
 
 
-ORDER_IDS = f"""
+ORDER_IDS = """
     SELECT id, id AS order_id
     FROM orders
     WHERE organization_id = :organization_id AND id > :after
     ORDER BY id
-    LIMIT {RANGE_ROWS}
+    LIMIT :rows
 """
-LEDGER_ORDER_IDS = f"""
+LEDGER_ORDER_IDS = """
     SELECT entry_no, order_id
     FROM ledger_entry
     WHERE organization_id = :organization_id AND entry_no > :after
     ORDER BY entry_no
-    LIMIT {RANGE_ROWS}
+    LIMIT :rows
 """
 ENTRIES_OF_ORDERS = """
     SELECT id, (

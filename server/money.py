@@ -1,0 +1,23 @@
+"""Amounts of money: decimal text outside, integer micros inside, never a float."""
+
+import re
+
+from server.errors import BadInput
+
+MICROS = 1_000_000
+_FORM = re.compile(r"(-?)([0-9]{1,9})(?:\.([0-9]{1,6}))?")
+
+
+def parse_amount(amount: str) -> int:
+    """`12.5` -> 12500000 micros. Raises BadInput for anything but decimal text below 10⁹ with at most 6 decimals."""
+    match = _FORM.fullmatch(amount)
+    if match is None:
+        raise BadInput(f"{amount!r} is not an amount: digits with at most 6 decimals, below 1000000000, like 100.00")
+    sign, units, decimals = match.groups("")
+    return int(sign + units + decimals.ljust(6, "0"))
+
+
+def format_amount(micros: int) -> str:
+    """12500000 micros -> `12.50`: every decimal that counts, and at least two."""
+    units, decimals = divmod(abs(micros), MICROS)
+    return f"{'-' * (micros < 0)}{units}.{f'{decimals:06}'.rstrip('0'):0<2}"
