@@ -80,7 +80,8 @@ local function fault(h, headers, route, query)
     local name = pair:match("^[^=]*")
     if not (takes.query and takes.query[name]) then return "400", named(name, "unknown parameter") end
   end
-  if takes.body and not is_json(headers:get("content-type") or "") then return "415" end
+  local content = headers:get("content-type") or ""
+  if is_grpc(content) or takes.body and not is_json(content) then return "415" end
   remove(headers, unkept)
   if takes.body then
     local body = h:body(true)                -- more than the listener's buffer limit: Envoy answers 413
@@ -96,6 +97,7 @@ local function check(h)
   local route = route_of(path)
   if route or not is_grpc(headers:get("content-type") or "") then
     remember(h, "rest", true)
+    remember(h, "head", headers:get(":method") == "HEAD")
     tidy_key(headers)
     return fault(h, headers, route, query)
   end
@@ -111,6 +113,7 @@ function envoy_on_request(h)
   end
   if not status then return end
   more = more or {}
+  remember(h, "status", status)              -- should it claim to be gRPC, Envoy will answer it 200
   if more.details then remember(h, "details", more.details) end
   h:respond({ [":status"] = status, allow = more.allow }, "")
 end
@@ -167,14 +170,14 @@ end
 local function refuse(h, meta)
   local buffer = h:body(true)
   local headers = h:headers()                -- after body() only: handles taken before it are dead
-  local status = headers:get(":status")
+  local status = meta.status or headers:get(":status")
   local ours = unwrap(buffer:getBytes(0, buffer:length()))
   if ours then
     status = told_status(h, headers) or status
   elseif not OTHER[status] then
     status = "500"
   end
-  buffer:setBytes(ours or envelope(status, meta))
+  if not meta.head then buffer:setBytes(ours or envelope(status, meta)) end  -- Envoy would send it to HEAD as well
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
   local also = ALSO[status]
@@ -191,7 +194,7 @@ function envoy_on_response(h)
     scrub(h:trailers(), internal_to_grpc)
     return
   end
-  if h:headers():get(":status") == "200" then
+  if not meta.status and h:headers():get(":status") == "200" then
     scrub(h:headers(), internal)             -- without body(): a long success must never meet a buffer limit
   else
     refuse(h, meta)
