@@ -1,0 +1,97 @@
+"""Many buyers at once, over the worker processes: nothing is sold twice, nobody overspends, nothing breaks."""
+
+import asyncio
+import random
+from collections import Counter
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from ordernumbers.v1.errors_pb2 import ErrorResponse
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
+from server.store.check import violations
+from tests.shop import Shop
+
+
+@pytest.fixture
+def open_shop(service):
+    return lambda **credit: Shop.open(service.database.engine, **credit)
+
+
+def _code(error):
+    refusal = ErrorResponse()
+    rpc_status.from_call(error).details[-1].Unpack(refusal)
+    return refusal.error.code
+
+
+def buy_all(targets, orders):
+    """Send all (key, numbers) at once, spread over the targets; the code of each answer, "OK" for a sale."""
+
+    async def buy(stub, key, numbers):
+        try:
+            metadata = (("authorization", f"Bearer {key}"),)
+            await stub.OrderNumbers(OrderNumbersRequest(numbers=numbers), metadata=metadata, timeout=30)
+        except grpc.aio.AioRpcError as error:
+            return _code(error)
+        return "OK"
+
+    async def run():
+        channels = [grpc.aio.insecure_channel(target) for target in targets]
+        stubs = [PhoneNumberServiceStub(channel) for channel in channels]
+        try:
+            return await asyncio.gather(*(buy(stubs[i % len(stubs)], *order) for i, order in enumerate(orders)))
+        finally:
+            await asyncio.gather(*(channel.close() for channel in channels))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("organizations", [1, 20])
+def test_of_200_buyers_of_one_number_exactly_one_wins(service, open_shop, organizations):
+    shops = [open_shop() for _ in range(organizations)]
+    (number,) = shops[0].numbers(1)
+    answers = buy_all(service.grpc_targets, [(shops[i % organizations].key, [number]) for i in range(200)])
+    assert Counter(answers) == {"OK": 1, "INSUFFICIENT_INVENTORY": 199}
+    assert sum(len(shop.owned()) for shop in shops) == 1
+
+
+def test_random_overlapping_baskets_are_sold_wholly_or_not_at_all(service, open_shop):
+    """In both directions of every pair, so that locks taken in the order of the request would deadlock."""
+    shops = [open_shop() for _ in range(8)]
+    hot = shops[0].numbers(30)
+    chance = random.Random(20)
+    baskets = [chance.sample(hot, chance.randint(1, 5)) for _ in range(400)]
+    answers = buy_all(service.grpc_targets, [(chance.choice(shops).key, basket) for basket in baskets])
+    sold = [number for basket, answer in zip(baskets, answers, strict=True) if answer == "OK" for number in basket]
+    assert set(answers) == {"OK", "INSUFFICIENT_INVENTORY"}
+    assert len(sold) == len(set(sold))
+    assert set(sold) == set().union(*(shop.owned() for shop in shops))
+    assert violations(service.database.engine) == []
+
+
+def test_credit_for_seven_of_forty_orders_lets_exactly_seven_through(service, open_shop):
+    shop = open_shop(credit_micros=7_999_999)
+    answers = buy_all(service.grpc_targets, [(shop.key, [number]) for number in shop.numbers(40)])
+    assert Counter(answers) == {"OK": 7, "INSUFFICIENT_CREDIT": 33}
+    assert (len(shop.owned()), shop.balance_micros()) == (7, 999_999)
+
+
+def test_no_sale_comes_after_a_revocation_while_orders_pour_in(service, open_shop):
+    shop = open_shop()
+    numbers = shop.numbers(300)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        orders = loop.run_in_executor(None, buy_all, service.grpc_targets, [(shop.key, [n]) for n in numbers])
+        while not await loop.run_in_executor(None, shop.owned):
+            pass
+        await loop.run_in_executor(None, shop.revoke)
+        owned = await loop.run_in_executor(None, shop.owned)
+        return owned, await orders
+
+    owned, answers = asyncio.run(run())
+    assert set(answers) <= {"OK", "UNAUTHORIZED"}
+    assert shop.owned() == owned
+    assert len(owned) == answers.count("OK")

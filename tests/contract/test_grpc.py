@@ -1,0 +1,135 @@
+"""What only gRPC has: undecodable bytes, reflection, health, metadata; and buf curl, as the README shows it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ulid import ULID
+
+from ordernumbers.v1 import errors_pb2
+from tests.callers import TIMEOUT_SECONDS, _refusal, failure
+
+METHOD = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
+SERVICE = "ordernumbers.v1.PhoneNumberService"
+DESCRIPTORS = Path(errors_pb2.__file__).parent / "descriptors.binpb"
+
+
+@pytest.fixture(params=["direct", "edge"])
+def target(request, service):
+    return service.grpc_targets[0] if request.param == "direct" else service.edge_target
+
+
+@pytest.fixture
+def channel(target):
+    with grpc.insecure_channel(target) as channel:
+        yield channel
+
+
+def raw_call(channel, key, raw, **metadata):
+    sent = [("authorization", f"Bearer {key}"), *metadata.items()]
+    with pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(METHOD)(raw, metadata=sent, timeout=TIMEOUT_SECONDS)
+    return refused.value
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"\x0a\x05abc", b"\x0a\x02\xff\xfe", b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
+def test_undecodable_bytes_are_a_malformed_request(channel, shop, raw):
+    answer = _refusal(raw_call(channel, shop.key, raw))
+    assert (answer.status, answer.body) == (400, failure("INVALID_INPUT", "malformed request", answer.request_id))
+
+
+def test_a_key_is_checked_before_the_bytes(channel, shop):
+    assert _refusal(raw_call(channel, shop.unknown_key(), b"\xff")).status == 401
+    assert _refusal(raw_call(channel, shop.new_key("numbers:read"), b"\xff")).status == 403
+
+
+def test_fields_that_a_newer_client_knows_are_no_error(channel, shop):
+    """Over gRPC a field is added without asking: an older server must not fail a newer client."""
+    assert _refusal(raw_call(channel, shop.key, b"\xf2\x7f\x03abc")).status == 422
+
+
+def test_our_own_request_id_is_kept_between_services_and_made_at_the_edge(service, shop):
+    ours = str(ULID())
+    for target, is_kept in ((service.grpc_targets[0], True), (service.edge_target, False)):
+        with grpc.insecure_channel(target) as channel:
+            answer = _refusal(raw_call(channel, shop.key, b"\xff", **{"x-request-id": ours}))
+        assert (answer.request_id == ours) is is_kept
+
+
+@pytest.mark.parametrize("said", ["", "x", "0" * 27, "8" + "0" * 25, "01arz3ndektsv4rrffq69g5fav"])
+def test_a_request_id_that_is_no_ulid_is_replaced(service, shop, said):
+    with grpc.insecure_channel(service.grpc_targets[0]) as channel:
+        answer = _refusal(raw_call(channel, shop.key, b"\xff", **{"x-request-id": said}))
+    assert answer.request_id != said
+    assert ULID.from_str(answer.request_id)
+
+
+def test_the_http_status_is_the_edges_own_affair(service, shop):
+    with grpc.insecure_channel(service.edge_target) as channel:
+        answer = _refusal(raw_call(channel, shop.key, b"\xff"))
+    assert "http-status" not in answer.headers
+
+
+def test_a_repeated_key_is_refused(channel, shop):
+    call = channel.unary_unary(METHOD)
+    twice = [("authorization", f"Bearer {shop.key}")] * 2
+    with pytest.raises(grpc.RpcError) as refused:
+        call(b"", metadata=twice, timeout=TIMEOUT_SECONDS)
+    assert _refusal(refused.value).status == 401
+
+
+def test_a_message_longer_than_any_order_is_refused(channel, shop):
+    error = raw_call(channel, shop.key, b"\x2a\x80\x80\x08" + b"a" * 131072)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_health_is_told_of_the_server_and_of_the_service(channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    for name in ("", SERVICE):
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_SECONDS)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def reflected(target):
+    """Names of the services, and of the files that describe ours."""
+    with grpc.insecure_channel(target) as channel:
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ]
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        services, files = stub.ServerReflectionInfo(iter(requests), timeout=TIMEOUT_SECONDS)
+    protos = [FileDescriptorProto.FromString(raw) for raw in files.file_descriptor_response.file_descriptor_proto]
+    return {s.name for s in services.list_services_response.service}, {proto.name for proto in protos}
+
+
+def test_a_server_describes_itself(service):
+    services, files = reflected(service.grpc_targets[0])
+    assert services == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert "ordernumbers/v1/phone_number_service.proto" in files
+
+
+def test_the_edge_describes_nothing_unless_told_to(service):
+    with pytest.raises(grpc.RpcError) as refused:
+        reflected(service.edge_target)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("through", ["edge", "direct"])
+def test_buf_curl_orders_a_number(service, shop, through):
+    """With the contract's descriptors through the edge, by reflection straight at a server."""
+    target = service.edge_target if through == "edge" else service.grpc_targets[0]
+    schema = ["--schema", str(DESCRIPTORS)] if through == "edge" else []
+    numbers = shop.numbers(1)
+    command = ["buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge", *schema]
+    header, data = f"authorization: Bearer {shop.key}", json.dumps({"numbers": numbers})
+    done = subprocess.run(
+        [*command, "-H", header, "-d", data, f"http://{target}{METHOD}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["number"] for row in json.loads(done.stdout)["data"]] == numbers

@@ -1,0 +1,119 @@
+"""An organization of its own for a test, with credit, a key and numbers nobody else orders."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, func, insert, select, text, update
+
+from server import keys
+from server.store import admin
+from server.store.tables import api_key, assignment, organization, phone_number
+
+CREDIT_MICROS = 1_000_000_000_000
+_next = itertools.count(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * 10_000_000)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """An organization and one key of it that may do everything."""
+
+    engine: Engine
+    id: UUID
+    key: str
+    key_id: UUID
+
+    @classmethod
+    def open(cls, engine: Engine, credit_micros: int = CREDIT_MICROS) -> "Shop":
+        with engine.begin() as connection:
+            id_ = admin.create_organization(connection, "A shop", credit_micros)
+            key = admin.create_key(connection, id_, keys.SCOPES)
+        return cls(engine, id_, key.key, key.id)
+
+    def poor(self) -> "Shop":
+        """Another organization, without credit."""
+        return Shop.open(self.engine, credit_micros=0)
+
+    # ---------------------------------------------------------------- what it is given
+
+    def numbers(self, count: int, **columns: Any) -> list[str]:
+        """New numbers in the inventory, at one credit each unless told otherwise."""
+        numbers = [f"+1900{next(_next):010}" for _ in range(count)]
+        row = {"number_type": "local", "sms_enabled": True, "mms_enabled": False, "price_micros": 1_000_000, **columns}
+        with self.engine.begin() as connection:
+            connection.execute(insert(phone_number), [{"number": number, **row} for number in numbers])
+        return numbers
+
+    def quarantined_numbers(self, count: int) -> list[str]:
+        numbers = self.numbers(count)
+        quarantine = update(phone_number).where(phone_number.c.number.in_(numbers))
+        with self.engine.begin() as connection:
+            connection.execute(quarantine.values(free_at=func.now() + timedelta(days=1)))
+        return numbers
+
+    def new_key(self, *scopes: str) -> str:
+        with self.engine.begin() as connection:
+            return admin.create_key(connection, self.id, scopes).key
+
+    def unknown_key(self) -> str:
+        return keys.new_key(self.id)
+
+    def expired_key(self) -> str:
+        with self.engine.begin() as connection:
+            key = admin.create_key(connection, self.id, keys.SCOPES, timedelta(hours=1))
+            past = func.now() - timedelta(seconds=1)
+            connection.execute(update(api_key).where(api_key.c.id == key.id).values(expires_at=past))
+        return key.key
+
+    def revoked_key(self, *scopes: str) -> str:
+        with self.engine.begin() as connection:
+            key = admin.create_key(connection, self.id, scopes or keys.SCOPES)
+            admin.revoke_key(connection, key.id)
+        return key.key
+
+    def revoke(self) -> None:
+        with self.engine.begin() as connection:
+            admin.revoke_key(connection, self.key_id)
+
+    def campaign(self, status: str = "ACTIVE", identity_status: str | None = "VERIFIED") -> UUID:
+        """A campaign, linked to a brand of that identity status, or to none."""
+        with self.engine.begin() as connection:
+            brand_id = identity_status and admin.create_brand(connection, self.id, "A brand", identity_status)
+            return admin.create_campaign(connection, self.id, "A campaign", status, brand_id or None)
+
+    def set_campaign(self, campaign_id: str, status: str) -> None:
+        with self.engine.begin() as connection:
+            admin.set_campaign(connection, UUID(campaign_id), status)
+
+    # ---------------------------------------------------------------- what it has
+
+    def owned(self) -> set[str]:
+        return set(self._all(select(assignment.c.number).where(self._is_live())))
+
+    def assignment_ids(self) -> set[UUID]:
+        return set(self._all(select(assignment.c.id).where(self._is_live())))
+
+    def label_of(self, number: str) -> str | None:
+        (label,) = self._all(select(assignment.c.label).where(self._is_live(), assignment.c.number == number))
+        return label
+
+    def balance_micros(self) -> int:
+        (balance,) = self._all(select(organization.c.balance_micros).where(organization.c.id == self.id))
+        return int(balance)
+
+    def everything(self) -> list[Any]:
+        """All that an order could change, as it is now."""
+        tables = ("orders", "assignment", "ledger_entry")
+        counts = [f"SELECT count(*) FROM {t} WHERE organization_id = '{self.id}'" for t in tables]
+        return [self._all(text(query)) for query in counts] + [self.balance_micros()]
+
+    def _is_live(self) -> Any:
+        return (assignment.c.organization_id == self.id) & assignment.c.released_at.is_(None)
+
+    def _all(self, query: Any) -> Sequence[Any]:
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalars().all()

@@ -1,0 +1,63 @@
+"""A method without a declared scope refuses every key."""
+
+import asyncio
+from types import SimpleNamespace
+from uuid import UUID
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from ordernumbers.v1 import phone_number_service_pb2
+from server.auth import Principal
+from server.config import Settings
+from server.keys import SCOPES
+from server.rpc import Calls
+
+
+class Knows:
+    """An authenticator that knows every key, with every scope."""
+
+    async def authenticate(self, metadata):
+        return Principal(UUID(int=1), UUID(int=2), frozenset(SCOPES))
+
+
+def undeclared_service():
+    """The contract's service as it would be without its required scopes."""
+    file = descriptor_pb2.FileDescriptorProto()
+    phone_number_service_pb2.DESCRIPTOR.CopyToProto(file)
+    for method in file.service[0].method:
+        method.ClearField("options")
+    pool = descriptor_pool.DescriptorPool()
+    for dependency in _dependencies(phone_number_service_pb2.DESCRIPTOR):
+        pool.AddSerializedFile(dependency.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return pool.FindServiceByName("ordernumbers.v1.PhoneNumberService")
+
+
+def _dependencies(file):
+    found = {}
+    for dependency in file.dependencies:
+        found |= {d.name: d for d in _dependencies(dependency)} | {dependency.name: dependency}
+    return found.values()
+
+
+def test_a_method_without_a_declared_scope_refuses_all():
+    async def never(request, call):
+        raise AssertionError("called")
+
+    async def ask():
+        calls = Calls(Settings(), Knows())
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([calls.handlers(undeclared_service(), SimpleNamespace(OrderNumbers=never))])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.unary_unary("/ordernumbers.v1.PhoneNumberService/OrderNumbers")
+            try:
+                await method(b"")
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            finally:
+                await server.stop(None)
+
+    assert asyncio.run(ask()) is grpc.StatusCode.PERMISSION_DENIED
