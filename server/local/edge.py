@@ -102,7 +102,7 @@ def _set_routes(routes: list[Config], settings: Settings) -> None:
 
 def _seconds(seconds: float) -> str:
     """A protobuf Duration in JSON."""
-    return f"{seconds:.3f}s"
+    return f"{seconds:g}s"
 
 
 # ---------------------------------------------------------------- its process

@@ -1,0 +1,239 @@
+"""Envoy takes the configurations we make, as it stands and for any settings, and runs with them."""
+
+import asyncio
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+import yaml
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
+from server.config import Settings
+from server.errors import BadInput
+from server.local import edge
+from tests.contract.edges import (
+    access_log,
+    edge_settings,
+    running_edge,
+    running_server,
+    sell,
+    wait_until,
+    wait_until_ready,
+)
+
+ROOT = Path(__file__).parents[2]
+ORDER = {"numbers": ["+14155550100"]}
+
+
+def assert_valid(config_path, settings):
+    command = [*edge.envoy_command(settings, config_path), "--mode", "validate"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "OK" in result.stdout
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A self-signed certificate for localhost, as the settings want it."""
+    files = {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*new, "-out", files["tls_cert"], "-keyout", files["tls_key"]], check=True, capture_output=True)
+    return files
+
+
+# ---------------------------------------------------------------- what is rendered
+
+
+def test_envoy_yaml_is_valid_as_it_stands():
+    assert_valid(Path("envoy/envoy.yaml"), Settings())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"bind": "::1", "grpc_bind": "::1", "workers": 16},
+        {"bind": "0.0.0.0", "grpc_bind": "0.0.0.0", "edge_reflection": True},
+        {"rest_deadline_seconds": 0.2, "deadline_seconds_max": 299.5, "rate_limit_per_key": 1},
+        {"drain_seconds": 0, "rate_limit_per_key": 1_000_000},
+    ],
+)
+def test_what_is_rendered_is_valid(tmp_path, changed):
+    settings = Settings(data_dir=tmp_path, **changed)
+    assert_valid(edge.write_config(settings), settings)
+
+
+def test_what_is_rendered_with_tls_is_valid(tmp_path, certificate):
+    settings = Settings(data_dir=tmp_path, **certificate)
+    assert_valid(edge.write_config(settings), settings)
+
+
+def test_envoy_yaml_says_what_the_default_settings_say():
+    config = edge.edge_config(Settings(workers=1))
+    said = yaml.safe_dump(config, sort_keys=True)
+    for folder, name in ((edge.EDGE, "envoy"), (edge.CONTRACT, "gen/ordernumbers/v1")):
+        said = said.replace(str(folder), name)
+    assert yaml.safe_load(said) == yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
+
+
+def test_a_server_that_listens_everywhere_is_called_on_loopback():
+    for bind, called in (("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.1.2.3", "10.1.2.3")):
+        (cluster,) = edge.edge_config(Settings(grpc_bind=bind, workers=2))["static_resources"]["clusters"]
+        (group,) = cluster["load_assignment"]["endpoints"]
+        addresses = [each["endpoint"]["address"]["socket_address"] for each in group["lb_endpoints"]]
+        assert addresses == [{"address": called, "port_value": port} for port in (50051, 50052)]
+
+
+def test_the_admin_page_is_on_loopback_whatever_the_edge_is_bound_to():
+    address = edge.edge_config(Settings(bind="0.0.0.0"))["admin"]["address"]["socket_address"]
+    assert address == {"address": "127.0.0.1", "port_value": 9901}
+
+
+def test_a_missing_envoy_is_told_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BadInput, match=r"ordernumbers\[local\]"):
+        edge.envoy_command(Settings(), Path("envoy.json"))
+
+
+def test_an_envoy_on_the_path_will_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = tmp_path / "envoy"
+    found.touch(0o755)
+    assert edge.envoy_command(Settings(), Path("envoy.json"))[0] == str(found)
+
+
+# ---------------------------------------------------------------- how it runs
+
+
+def test_an_edge_without_servers_listens_but_is_not_ready(tmp_path):
+    settings = edge_settings(tmp_path)
+    assert not asyncio.run(edge.is_ready(settings))
+    with running_edge(settings):
+        assert not asyncio.run(edge.is_ready(settings))
+
+
+def test_a_port_in_use_ends_envoy_and_is_named(tmp_path):
+    settings = edge_settings(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = edge_settings(tmp_path / "other", rest_port=settings.rest_port)
+    with running_edge(settings):
+        command = edge.envoy_command(other, edge.write_config(other))
+        second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode != 0
+    assert f"127.0.0.1:{settings.rest_port}" in second.stderr
+    assert "Address already in use" in second.stderr
+
+
+def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
+    settings = edge_settings(tmp_path, **certificate)
+    url = f"https://localhost:{settings.rest_port}/v1/phone-numbers/orders"
+    trusted = ssl.create_default_context(cafile=str(settings.tls_cert))
+    credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        for http2 in (False, True):
+            with httpx.Client(http2=http2, verify=trusted) as client:
+                answer = client.post(url, json=ORDER)
+                assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
+        with grpc.secure_channel(f"localhost:{settings.rest_port}", credentials) as channel:
+            assert PhoneNumberServiceStub(channel).OrderNumbers(OrderNumbersRequest(**ORDER)).success
+
+
+def test_an_edge_bound_to_ipv6_serves(tmp_path):
+    settings = edge_settings(tmp_path, bind="::1")
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        assert httpx.get(f"http://[::1]:{settings.rest_port}/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("reachable", [False, True])
+def test_reflection_passes_only_when_it_is_allowed(tmp_path, reachable):
+    settings = edge_settings(tmp_path, edge_reflection=reachable)
+    method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        with grpc.insecure_channel(f"127.0.0.1:{settings.rest_port}") as channel:
+            error = refusal(channel, method)
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    # This server has none either; but it was asked, and says so in its own words.
+    assert ("Method not found" in error.details()) == reachable
+
+
+def refusal(channel, method):
+    with pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(method)(b"")
+    return refused.value
+
+
+def test_a_drained_edge_answers_what_it_has_begun_and_exits(tmp_path):
+    settings = edge_settings(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait_then_sell(request, context):
+        begun.set()
+        assert go_on.wait(20)
+        return sell(request, context)
+
+    async def drain_meanwhile():
+        url = f"http://127.0.0.1:{settings.rest_port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            order = asyncio.create_task(client.post("/v1/phone-numbers/orders", json=ORDER))
+            await asyncio.to_thread(begun.wait, 20)
+            draining = asyncio.create_task(edge.drain(settings))
+            while (health := await client.get("/healthz")).status_code == 200:
+                await asyncio.sleep(0.01)
+            go_on.set()
+            answer = await order
+            await draining
+        assert (health.status_code, answer.status_code) == (503, 200)
+        assert answer.headers["connection"] == "close"
+
+    with running_server(settings.grpc_port, wait_then_sell), running_edge(settings) as envoy:
+        wait_until_ready(settings)
+        asyncio.run(drain_meanwhile())
+        assert envoy.wait(20) == 0
+        asyncio.run(edge.drain(settings))
+
+
+def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
+    settings = edge_settings(tmp_path)
+    url = f"http://127.0.0.1:{settings.rest_port}"
+    headers = {"authorization": "Bearer am_live_secret"}
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        sold = httpx.post(f"{url}/v1/phone-numbers/orders", json=ORDER, headers=headers)
+        refused = httpx.get(f"{url}/v1/phone-numbers/orders?token=secret", headers=headers)
+        lines = access_log(settings, 2)
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/v1/phone-numbers/orders", 200),
+        ("GET", "/v1/phone-numbers/orders", 405),
+    ]
+    assert [line["request_id"] for line in lines] == [sold.headers["x-request-id"], refused.headers["x-request-id"]]
+    assert "secret" not in (settings.data_dir / "access.log").read_text()
+
+
+def test_a_key_has_its_own_rate_limit_however_it_is_spelt(tmp_path):
+    settings = edge_settings(tmp_path, rate_limit_per_key=1)
+    url = f"http://127.0.0.1:{settings.rest_port}/v1/phone-numbers/orders"
+
+    def statuses(*spellings):
+        return [httpx.post(url, json=ORDER, headers={"authorization": key}).status_code for key in spellings]
+
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        wait_until(lambda: 429 in statuses(*["Bearer one"] * 3))
+        wait_until(lambda: statuses("Bearer two", "bearer two", "BEARER  two", "bEaRer   two").count(429) >= 2)
+        assert statuses("Bearer three") == [200]
+        with grpc.insecure_channel(f"127.0.0.1:{settings.rest_port}") as channel:
+            order = PhoneNumberServiceStub(channel).OrderNumbers.future
+            answers = [order(OrderNumbersRequest(), metadata=[("authorization", "Bearer four")]) for _ in range(5)]
+            assert grpc.StatusCode.RESOURCE_EXHAUSTED in [answer.code() for answer in answers]
