@@ -1,4 +1,4 @@
-"""The order transaction against a real database: what it locks, what it leaves, and what the database itself refuses."""
+"""The order transaction on a real database: what it locks, what it leaves, and what the database itself refuses."""
 
 import asyncio
 import threading
@@ -17,11 +17,6 @@ from server.store import orders
 from server.store.engine import connect_for_orders
 from server.store.orders import OutcomeUnknown, place
 from tests.shop import Shop
-
-
-@pytest.fixture
-def shop(database):
-    return Shop.open(database.engine)
 
 
 def order(shop, *numbers, **more):
@@ -94,7 +89,7 @@ def test_every_row_of_an_order_says_the_same_instant(database, shop):
         assert [row[0] for row in instants] == [decisions[0].at]
 
 
-def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(database, shop):
+def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(database, shop, until_somebody_waits):
     """The organization's row makes the order of the two; the key is read after it."""
     waiting = order(shop, *shop.numbers(1))
     answer = []
@@ -102,30 +97,23 @@ def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(database, 
         connection.execute(text("UPDATE organization SET revision = revision + 1"))
         buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [waiting])))
         buyer.start()
-        _wait_until_somebody_waits(database)
+        until_somebody_waits()
         connection.execute(text("UPDATE api_key SET revoked_at = clock_timestamp()"))
     buyer.join()
     assert codes(answer[0][0]) == ["UNAUTHORIZED"]
 
 
-def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, shop):
+def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, shop, until_somebody_waits):
     (number,) = shop.numbers(1)
     answer = []
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR NO KEY UPDATE"))
         buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [order(shop, number)])))
         buyer.start()
-        _wait_until_somebody_waits(database)
+        until_somebody_waits()
         connection.execute(text("UPDATE phone_number SET free_at = clock_timestamp() + interval '1 day'"))
     buyer.join()
     assert codes(answer[0][0]) == ["INSUFFICIENT_INVENTORY"]
-
-
-def _wait_until_somebody_waits(database):
-    waiters = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while not connection.execute(waiters).scalar():
-            pass
 
 
 def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, shop):

@@ -1,0 +1,26 @@
+"""An organization on a database of the test's own, and a way to know that somebody waits for a lock there."""
+
+import time
+
+import pytest
+from sqlalchemy import text
+
+from tests.shop import Shop
+
+
+@pytest.fixture
+def shop(database):
+    return Shop.open(database.engine)
+
+
+@pytest.fixture
+def until_somebody_waits(database):
+    """Returns when a transaction waits for another's lock."""
+
+    def wait():
+        waiters = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not connection.execute(waiters).scalar():
+                time.sleep(0.001)
+
+    return wait
