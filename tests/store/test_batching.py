@@ -148,9 +148,7 @@ def test_a_row_kept_locked_refuses_its_orders_and_then_sells_again(database, sho
     assert run(database.url, work, lock_timeout_ms=10) == (Code.UNAVAILABLE, "PLACED")
 
 
-def test_a_caller_that_left_drops_its_order_before_the_batch_and_not_after_it_began(
-    database, shop, until_somebody_waits
-):
+def test_a_caller_that_left_drops_its_order_unless_its_batch_began(database, shop, until_somebody_waits):
     began, dropped = shop.numbers(2)
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM organization FOR UPDATE"))
