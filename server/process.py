@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import IO, NoReturn, Protocol
+from typing import IO, Protocol
 
 import uvloop
 
@@ -47,19 +47,15 @@ def serve(settings: Settings, database_url: str) -> None:
     Raises BadInput when a worker cannot start.
     """
     log_as_json()
-    asyncio.run(_serve(settings, database_url))
+    asyncio.run(until_stopped(_serve(settings, database_url)))
 
 
 async def _serve(settings: Settings, database_url: str) -> None:
-    stop, renew = stop_ordered(), asyncio.Event()
+    renew = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew.set)
     async with kept(workers(settings, database_url)) as keepers:
         log.info("serving on %s", ", ".join(f"{settings.grpc_bind}:{port}" for port in settings.grpc_ports))
-        renewing = asyncio.create_task(_renew(keepers, renew, settings.drain_seconds))
-        await stop.wait()
-        renewing.cancel()
-        await asyncio.wait({renewing})
-        log.info("draining")
+        await _renew(keepers, renew, settings.drain_seconds)
 
 
 def workers(settings: Settings, database_url: str) -> list["Worker"]:
@@ -68,7 +64,7 @@ def workers(settings: Settings, database_url: str) -> list["Worker"]:
 
 
 async def _renew(keepers: "Sequence[Keeper]", renew: asyncio.Event, pause_seconds: float) -> None:
-    """At each order replace the workers one by one, so that the others serve meanwhile."""
+    """For ever: at each order replace the workers one by one, so that the others serve meanwhile."""
     while True:
         await renew.wait()
         renew.clear()
@@ -81,20 +77,25 @@ async def _renew(keepers: "Sequence[Keeper]", renew: asyncio.Event, pause_second
             log.error("%s; the others stay as they are", error)
 
 
-def stop_ordered() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. A second one, unless it comes with the first, ends this process on the spot."""
-    stop, first_at = asyncio.Event(), 0.0
+async def until_stopped(work: Coroutine[None, None, None]) -> None:
+    """Do the work until it ends or SIGTERM or SIGINT comes; then it is cancelled and its clean-up waited for.
+
+    A second signal, unless it comes with the first, ends this process on the spot.
+    """
+    task, first_at = asyncio.create_task(work), 0.0
 
     def told() -> None:
         nonlocal first_at
-        if stop.is_set() and time.monotonic() - first_at > INSIST_SECONDS:
+        if not first_at:
+            first_at = time.monotonic()
+            task.cancel()
+        elif time.monotonic() - first_at > INSIST_SECONDS:
             os._exit(1)  # every process of ours notices and ends too
-        first_at = first_at or time.monotonic()
-        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told)
-    return stop
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 # ---------------------------------------------------------------- keeping processes alive
@@ -201,8 +202,9 @@ class Worker:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        process.terminate()
         try:
+            with suppress(ProcessLookupError):
+                process.terminate()
             await asyncio.wait_for(process.wait(), self._stop_seconds_max)
         except TimeoutError:
             log.error("%s did not drain in %g s; it is killed", self.name, self._stop_seconds_max)
@@ -216,7 +218,7 @@ class Worker:
             return b"it took too long"
 
     async def _kill(self, process: asyncio.subprocess.Process) -> None:
-        if process.returncode is None:
+        with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
@@ -233,30 +235,29 @@ def _environment(settings: Settings, database_url: str) -> dict[str, str]:
 # ---------------------------------------------------------------- the worker itself
 
 
-def main(index: int) -> NoReturn:
+def main(index: int) -> None:
     """Be worker `index` of the environment's settings."""
     report = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever else is printed belongs to the logs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     log_as_json()
-    sys.exit(uvloop.run(_work(index, report)))
-
-
-async def _work(index: int, report: IO[bytes]) -> int:
-    stop = stop_ordered()
     try:
-        settings = settings_of_environment()
-        if settings.database_url is None:
-            raise BadInput("DATABASE_URL is not set")
-        server = await Server.start(settings, settings.database_url, settings.grpc_ports[index])
+        uvloop.run(until_stopped(_work(index, report)))
     except (BadInput, OSError) as error:
         report.write(f"{error}\n".encode())
-        return 1
-    report.write(READY)
-    report.close()
-    await stop.wait()
-    await server.drain()
-    return 0
+        sys.exit(1)
+
+
+async def _work(index: int, report: IO[bytes]) -> None:
+    settings = settings_of_environment()
+    if settings.database_url is None:
+        raise BadInput("DATABASE_URL is not set")
+    server = await Server.start(settings, settings.database_url, settings.grpc_ports[index])
+    try:
+        report.write(READY)
+        await asyncio.Event().wait()
+    finally:
+        await server.drain()
 
 
 def _die_with_parent() -> None:
@@ -285,7 +286,8 @@ def log_as_json() -> None:
     """Messages of this process go to stderr, one JSON line each, as the lines of the calls do."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("server").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import BadInput
+from server.local.files import write_private
 from server.local.guard import guarded
 
 DATABASE = "ordernumbers"
@@ -76,11 +77,16 @@ class EmbeddedPostgres:
         self._socket_dir: Path | None = None
         self._one_at_a_time = threading.Lock()
 
+    def claim(self) -> None:
+        """Take the data folder, until `stop`. Raises BadInput when another process has it."""
+        if self._claim is None:
+            _make_folder(self._data_dir)
+            self._claim = _claimed(self._data_dir)
+
     def start(self) -> None:
         """Make the cluster if there is none, and return when it answers. Raises BadInput saying why it cannot."""
         with self._one_at_a_time:
-            _make_folder(self._data_dir)
-            self._claim = self._claim or _claimed(self._data_dir)
+            self.claim()
             try:
                 self._end_process()
                 self._run()
@@ -94,9 +100,9 @@ class EmbeddedPostgres:
             self._end()
 
     @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.poll() is None
+    def exit_status(self) -> int | None:
+        """How its process ended; None while it runs."""
+        return self._process.poll() if self._process else 0
 
     def url(self, database: str = DATABASE) -> str:
         """libpq URL of one of its databases."""
@@ -134,12 +140,12 @@ class EmbeddedPostgres:
                 pass_fds=[lock.fileno()],  # PostgreSQL itself keeps it: the lock ends with its last process
             )
         self._wait_until_it_answers()
-        _write_safely(self._data_dir / URL_FILE, self.url())
+        write_private(self._data_dir / URL_FILE, self.url())
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_SECONDS_MAX
         while True:
-            if not self.is_alive or time.monotonic() > deadline:
+            if self.exit_status is not None or time.monotonic() > deadline:
                 raise BadInput(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{self._log()}")
             try:
                 return _create_database(self.url("postgres"))
@@ -361,11 +367,3 @@ def _create_database(url: str) -> None:
     with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(f"CREATE DATABASE {DATABASE}")
-
-
-def _write_safely(path: Path, text: str) -> None:
-    """All of it or nothing, for our user alone."""
-    unfinished = path.with_name(f"{path.name}.new")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    unfinished.rename(path)
