@@ -214,7 +214,10 @@ STAGE = """
 
 REPEATED = """
     SELECT line, number, first_line, count(*) OVER () AS total
-    FROM (SELECT line, number, first_value(line) OVER (PARTITION BY number ORDER BY line) AS first_line FROM import_row) numbered
+    FROM (
+      SELECT line, number, first_value(line) OVER (PARTITION BY number ORDER BY line) AS first_line
+      FROM import_row
+    ) staged
     WHERE line <> first_line
     ORDER BY line
     LIMIT :rows
