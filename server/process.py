@@ -178,7 +178,8 @@ class Worker:
     def __init__(self, index: int, settings: Settings, database_url: str) -> None:
         self.name = f"worker {index}"
         self._command = [sys.executable, "-P", "-m", "server.process", str(index)]
-        self._environment = _environment(settings, database_url)
+        # Not among the arguments, which everyone on the machine can read: the database's URL may hold a password.
+        self._environment = environment_of(settings.model_copy(update={"database_url": database_url}))
         self._stop_seconds_max = settings.drain_seconds + settings.deadline_seconds_max + KILL_AFTER_SECONDS
         self._process: asyncio.subprocess.Process | None = None
 
@@ -223,13 +224,12 @@ class Worker:
         await process.wait()
 
 
-def _environment(settings: Settings, database_url: str) -> dict[str, str]:
-    """The settings as a worker reads them. The database's URL may hold a password, so it is no argument."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    said = settings.model_dump(mode="json", exclude_none=True, exclude={"database_url"})
-    return (
-        inherited | {PREFIX + name.upper(): str(value) for name, value in said.items()} | {"DATABASE_URL": database_url}
-    )
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Our own environment, but with these settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "DATABASE_URL"))}
+    said = settings.model_dump(mode="json", exclude_none=True)
+    names = {name: PREFIX + name.upper() for name in said} | {"database_url": "DATABASE_URL"}
+    return inherited | {names[name]: str(value) for name, value in said.items()}
 
 
 # ---------------------------------------------------------------- the worker itself
