@@ -4,9 +4,9 @@
 local READ = {}
 local A = { string = "a string", number = "a number", boolean = "a boolean", list = "a list", object = "an object" }
 
--- Which kind of value a first character begins.
-local KIND_OF = { ['"'] = "string", ["-"] = "number", t = "boolean", f = "boolean", n = "null", ["["] = "list",
-  ["{"] = "object" }
+-- Which kind of value a word or a first character begins.
+local KIND_OF = { ['"'] = "string", ["-"] = "number", ["["] = "list", ["{"] = "object", ["true"] = "boolean",
+  ["false"] = "boolean", null = "null" }
 for digit = 0, 9 do KIND_OF[tostring(digit)] = "number" end
 
 local function kind(shape) return type(shape) == "string" and shape or shape[1] and "list" or "object" end
@@ -16,7 +16,7 @@ local function past(s, i, mark) return s:match("^[ \t\r\n]*" .. mark .. "[ \t\r\
 
 -- Past the value at i; or nil, and if more than the syntax is wrong: the place at fault and the rule it breaks.
 local function read(s, i, shape)
-  local wanted, found = kind(shape), KIND_OF[s:sub(i, i)]
+  local wanted, found = kind(shape), KIND_OF[s:match("^%a+", i) or s:sub(i, i)]
   if found and found ~= wanted then return nil, "", "must be " .. A[wanted] end
   return READ[wanted](s, i, shape)
 end
