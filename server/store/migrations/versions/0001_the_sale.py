@@ -39,7 +39,8 @@ CREATE TABLE brand (
   identity_status text NOT NULL,
   CONSTRAINT brand_pkey PRIMARY KEY (id),
   CONSTRAINT brand_of_organization UNIQUE (organization_id, id),
-  CONSTRAINT brand_identity_status_known CHECK (identity_status IN ('SELF_DECLARED','UNVERIFIED','VERIFIED','VETTED_VERIFIED')),
+  CONSTRAINT brand_identity_status_known
+    CHECK (identity_status IN ('SELF_DECLARED','UNVERIFIED','VERIFIED','VETTED_VERIFIED')),
   CONSTRAINT brand_organization_fkey FOREIGN KEY (organization_id) REFERENCES organization (id)
 );
 
@@ -70,7 +71,8 @@ CREATE TABLE phone_number (
   CONSTRAINT phone_number_pkey PRIMARY KEY (number),
   CONSTRAINT phone_number_type_known CHECK (number_type IN ('local','toll_free','short_code')),
   CONSTRAINT phone_number_price_not_negative CHECK (price_micros >= 0),
-  CONSTRAINT phone_number_one_state CHECK ((assignment_id IS NULL OR free_at IS NULL) AND (held_by IS NULL OR free_at IS NOT NULL))
+  CONSTRAINT phone_number_one_state
+    CHECK ((assignment_id IS NULL OR free_at IS NULL) AND (held_by IS NULL OR free_at IS NOT NULL))
 ) WITH (fillfactor = 90);
 
 CREATE TABLE orders (
@@ -100,7 +102,8 @@ CREATE TABLE assignment (
   CONSTRAINT assignment_pkey PRIMARY KEY (organization_id, id),
   CONSTRAINT assignment_order_fkey FOREIGN KEY (organization_id, order_id) REFERENCES orders (organization_id, id),
   CONSTRAINT assignment_number_fkey FOREIGN KEY (number) REFERENCES phone_number (number),
-  CONSTRAINT assignment_campaign_fkey FOREIGN KEY (organization_id, campaign_id) REFERENCES campaign (organization_id, id)
+  CONSTRAINT assignment_campaign_fkey FOREIGN KEY (organization_id, campaign_id)
+    REFERENCES campaign (organization_id, id)
 );
 CREATE UNIQUE INDEX assignment_one_live_per_number ON assignment (number) WHERE released_at IS NULL;
 
@@ -115,7 +118,8 @@ CREATE TABLE ledger_entry (
   created_at      timestamptz NOT NULL,
   CONSTRAINT ledger_entry_pkey PRIMARY KEY (organization_id, entry_no),
   CONSTRAINT ledger_entry_balance_not_negative CHECK (balance_micros >= 0),
-  CONSTRAINT ledger_entry_kind CHECK ((kind = 'order' AND order_id IS NOT NULL AND amount_micros <= 0) OR (kind = 'credit' AND order_id IS NULL)),
+  CONSTRAINT ledger_entry_kind
+    CHECK ((kind = 'order' AND order_id IS NOT NULL AND amount_micros <= 0) OR (kind = 'credit' AND order_id IS NULL)),
   CONSTRAINT ledger_entry_order_fkey FOREIGN KEY (organization_id, order_id) REFERENCES orders (organization_id, id)
 );
 """
