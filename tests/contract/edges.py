@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -25,26 +23,6 @@ from server.local.edge import envoy_command, is_ready, write_config
 
 SERVICE = "ordernumbers.v1.PhoneNumberService"
 START_SECONDS_MAX = 20
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
-    while True:
-        with ExitStack() as opened:
-            first = opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            try:
-                for port in range(first + 1, first + count):
-                    opened.enter_context(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            return first
-
-
-def edge_settings(folder: Path, **settings) -> Settings:
-    """Settings with ports of their own."""
-    first = free_ports(4)
-    ports = {"rest_port": first, "envoy_admin_port": first + 1, "grpc_port": first + 2}
-    return Settings(**{"data_dir": folder, "workers": 1, "drain_seconds": 1, **ports, **settings})
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from server.errors import BadInput
 from server.local import edge
 from tests.contract.edges import (
     access_log,
-    edge_settings,
     running_edge,
     running_server,
     sell,
     wait_until,
     wait_until_ready,
 )
+from tests.stack import local_settings
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"numbers": ["+14155550100"]}
@@ -115,16 +115,16 @@ def test_an_envoy_on_the_path_will_do(monkeypatch, tmp_path):
 
 
 def test_an_edge_without_servers_listens_but_is_not_ready(tmp_path):
-    settings = edge_settings(tmp_path)
+    settings = local_settings(tmp_path, workers=1)
     assert not asyncio.run(edge.is_ready(settings))
     with running_edge(settings):
         assert not asyncio.run(edge.is_ready(settings))
 
 
 def test_a_port_in_use_ends_envoy_and_is_named(tmp_path):
-    settings = edge_settings(tmp_path)
+    settings = local_settings(tmp_path, workers=1)
     (tmp_path / "other").mkdir()
-    other = edge_settings(tmp_path / "other", rest_port=settings.rest_port)
+    other = local_settings(tmp_path / "other", rest_port=settings.rest_port, workers=1)
     with running_edge(settings):
         command = edge.envoy_command(other, edge.write_config(other))
         second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -134,7 +134,7 @@ def test_a_port_in_use_ends_envoy_and_is_named(tmp_path):
 
 
 def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
-    settings = edge_settings(tmp_path, **certificate)
+    settings = local_settings(tmp_path, workers=1, **certificate)
     url = f"https://localhost:{settings.rest_port}/v1/phone-numbers/orders"
     trusted = ssl.create_default_context(cafile=str(settings.tls_cert))
     credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
@@ -149,7 +149,7 @@ def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
 
 
 def test_an_edge_bound_to_ipv6_serves(tmp_path):
-    settings = edge_settings(tmp_path, bind="::1")
+    settings = local_settings(tmp_path, bind="::1", workers=1)
     with running_server(settings.grpc_port, sell), running_edge(settings):
         wait_until_ready(settings)
         assert httpx.get(f"http://[::1]:{settings.rest_port}/healthz").status_code == 200
@@ -157,7 +157,7 @@ def test_an_edge_bound_to_ipv6_serves(tmp_path):
 
 @pytest.mark.parametrize("reachable", [False, True])
 def test_reflection_passes_only_when_it_is_allowed(tmp_path, reachable):
-    settings = edge_settings(tmp_path, edge_reflection=reachable)
+    settings = local_settings(tmp_path, edge_reflection=reachable, workers=1)
     method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
     with running_server(settings.grpc_port, sell), running_edge(settings):
         wait_until_ready(settings)
@@ -175,7 +175,7 @@ def refusal(channel, method):
 
 
 def test_a_drained_edge_answers_what_it_has_begun_and_exits(tmp_path):
-    settings = edge_settings(tmp_path)
+    settings = local_settings(tmp_path, workers=1)
     begun, go_on = threading.Event(), threading.Event()
 
     def wait_then_sell(request, context):
@@ -205,7 +205,7 @@ def test_a_drained_edge_answers_what_it_has_begun_and_exits(tmp_path):
 
 
 def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
-    settings = edge_settings(tmp_path)
+    settings = local_settings(tmp_path, workers=1)
     url = f"http://127.0.0.1:{settings.rest_port}"
     headers = {"authorization": "Bearer am_live_secret"}
     with running_server(settings.grpc_port, sell), running_edge(settings):
@@ -222,7 +222,7 @@ def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
 
 
 def test_a_key_has_its_own_rate_limit_however_it_is_spelt(tmp_path):
-    settings = edge_settings(tmp_path, rate_limit_per_key=1)
+    settings = local_settings(tmp_path, rate_limit_per_key=1, workers=1)
     url = f"http://127.0.0.1:{settings.rest_port}/v1/phone-numbers/orders"
 
     def statuses(*spellings):

@@ -16,7 +16,8 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import REQUEST_BODY_BYTES_MAX
 from tests.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
-from tests.contract.edges import edge_settings, running_edge, running_server, sell, stat, wait_until, wait_until_ready
+from tests.contract.edges import running_edge, running_server, sell, stat, wait_until, wait_until_ready
+from tests.stack import local_settings
 
 JSON = {"content-type": "application/json"}
 INTERNAL_HEADER = re.compile(r"grpc-|x-envoy-|http-status")
@@ -478,7 +479,7 @@ def test_healthz_is_ok_while_a_server_serves(edge):
 
 
 def test_503_when_no_server_is_there(tmp_path):
-    own = edge_settings(tmp_path)
+    own = local_settings(tmp_path, workers=1)
     with running_edge(own), httpx.Client(base_url=f"http://127.0.0.1:{own.rest_port}") as client:
         assert_refused(client.get("/healthz"), 503)
         assert_refused(client.post(ROUTE, json={"numbers": []}), 503)
@@ -518,7 +519,7 @@ def answer_at_length(request, context):
     [(crash, 500), (hang, 504), (abort_plainly, 400), (abort_after_headers, 500), (answer_at_length, 200)],
 )
 def test_a_broken_server_tells_nothing_internal(tmp_path, behaviour, status):
-    own = edge_settings(tmp_path, rest_deadline_seconds=0.5)
+    own = local_settings(tmp_path, rest_deadline_seconds=0.5, workers=1)
     with running_server(own.grpc_port, behaviour), running_edge(own):
         wait_until_ready(own)
         answer = httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={"numbers": ["x"]})
@@ -550,7 +551,7 @@ def test_native_grpc_keeps_its_status_and_gets_the_edges_id(service, shop):
 
 
 def test_an_organizations_calls_go_to_one_server_and_to_another_when_it_is_gone(tmp_path):
-    own = edge_settings(tmp_path, workers=2)
+    own = local_settings(tmp_path)
     called = []
 
     def server(port):
