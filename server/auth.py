@@ -5,13 +5,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
-from uuid import UUID
 
 from google.protobuf.descriptor import MethodDescriptor
 
 from ordernumbers.v1 import options_pb2
 from server import keys
 from server.errors import Code, Refusal
+from server.ordering import Id
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE | re.ASCII)
 CACHED_KEYS_MAX = 10_000
@@ -20,8 +20,8 @@ CACHED_KEYS_MAX = 10_000
 class Principal(NamedTuple):
     """The key of a call: whose it is and what it may do."""
 
-    api_key_id: UUID
-    organization_id: UUID
+    api_key_id: Id
+    organization_id: Id
     scopes: frozenset[str]
 
 

@@ -13,16 +13,15 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import errors
 
 from server.config import Settings
 from server.errors import Code, Refusal
-from server.ordering import Decision, Order, Placed
-from server.store.engine import connect_for_orders
-from server.store.orders import OutcomeUnknown, place
+from server.ordering import Decision, Id, Order, Placed
+from server.store.orders import OutcomeUnknown, connect, place
+from server.store.pipeline import PipelinedConnection
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class _Waiting:
 class _Queue:
     """Orders by organization, each organization in turn."""
 
-    by_organization: OrderedDict[UUID, deque[_Waiting]] = field(default_factory=OrderedDict)
+    by_organization: OrderedDict[Id, deque[_Waiting]] = field(default_factory=OrderedDict)
 
     def put(self, waiting: _Waiting) -> None:
         self.by_organization.setdefault(waiting.order.organization_id, deque()).append(waiting)
@@ -115,7 +114,7 @@ class _Lane:
         self._queue = _Queue()
         self._some = asyncio.Event()
         self._closing = False
-        self._connection: AsyncConnection | None = None
+        self._connection: PipelinedConnection | None = None
         self._task = asyncio.create_task(self._run())
 
     def put(self, waiting: _Waiting) -> None:
@@ -182,21 +181,21 @@ class _Lane:
         connection = await self._connected()
         try:
             # A frozen server answers nothing, not even a cancellation: giving up means closing the socket.
-            async with _at_most(self._settings.transaction_seconds_max, connection.pgconn.finish):
+            async with _at_most(self._settings.transaction_seconds_max, connection.cut):
                 return await place(connection, orders)
         except BaseException:
             await self._recover(connection)
             raise
 
-    async def _connected(self) -> AsyncConnection:
-        if self._connection is None or self._connection.closed:
-            self._connection = await connect_for_orders(self._url, self._settings)
+    async def _connected(self) -> PipelinedConnection:
+        if self._connection is None or self._connection.is_broken:
+            self._connection = await connect(self._url, self._settings)
         return self._connection
 
-    async def _recover(self, connection: AsyncConnection) -> None:
+    async def _recover(self, connection: PipelinedConnection) -> None:
         """Roll back, or do without this connection from now on."""
         try:
-            async with _at_most(self._settings.connect_timeout_seconds, connection.pgconn.finish):
+            async with _at_most(self._settings.connect_timeout_seconds, connection.cut):
                 await connection.rollback()
         except (psycopg.Error, TimeoutError):
             await connection.close()

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
 
 from server.errors import Code, Refusal, Shortage
+
+Id = str
+"""A UUID as canonical text: as the wire and the database's answers have it, and cheaper than an object."""
 
 SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
 
@@ -19,17 +21,17 @@ SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
 class Order:
     """One order as asked, with the ids it will have if it is placed; one assignment id a number, in its order."""
 
-    id: UUID
-    organization_id: UUID
-    api_key_id: UUID
+    id: Id
+    organization_id: Id
+    api_key_id: Id
     scope: str
     request_id: str
     numbers: tuple[str, ...]
-    assignment_ids: tuple[UUID, ...]
+    assignment_ids: tuple[Id, ...]
     inbound_url: str | None = None
     status_url: str | None = None
     label: str | None = None
-    campaign_id: UUID | None = None
+    campaign_id: Id | None = None
 
 
 class Number(NamedTuple):
@@ -39,11 +41,11 @@ class Number(NamedTuple):
     sms_enabled: bool
     mms_enabled: bool
     price_micros: int
-    assignment_id: UUID | None
-    held_by: UUID | None
+    assignment_id: Id | None
+    held_by: Id | None
     free_at: datetime | None
 
-    def is_available_to(self, organization_id: UUID, now: datetime) -> bool:
+    def is_available_to(self, organization_id: Id, now: datetime) -> bool:
         """Not assigned, and neither in quarantine nor held for somebody else."""
         if self.assignment_id is not None:
             return False
@@ -81,9 +83,9 @@ class State:
 
     now: datetime
     numbers: Mapping[str, Number] = field(default_factory=dict)
-    accounts: Mapping[UUID, Account] = field(default_factory=dict)
-    keys: Mapping[UUID, Key] = field(default_factory=dict)
-    campaigns: Mapping[tuple[UUID, UUID], Campaign] = field(default_factory=dict)
+    accounts: Mapping[Id, Account] = field(default_factory=dict)
+    keys: Mapping[Id, Key] = field(default_factory=dict)
+    campaigns: Mapping[tuple[Id, Id], Campaign] = field(default_factory=dict)
     """By organization and campaign."""
 
 
@@ -115,7 +117,7 @@ def decide(orders: Iterable[Order], state: State) -> list[Decision]:
     return decisions
 
 
-def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[UUID, Account]) -> Decision:
+def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[Id, Account]) -> Decision:
     refusal = _key_refusal(order, state) or _campaign_refusal(order, state) or _shortage(order, state, taken)
     if refusal:
         return refusal

@@ -109,7 +109,7 @@ class Server:
 
     async def _find_principal(self, digest: bytes) -> Principal | None:
         row = await queries.find_key(self._pool, digest)
-        return row and Principal(row.id, row.organization_id, frozenset(row.scopes))
+        return row and Principal(str(row.id), str(row.organization_id), frozenset(row.scopes))
 
     async def _watch_health(self) -> None:
         while True:
@@ -264,8 +264,8 @@ class Line:
             "ms": round((time.perf_counter() - self.started) * 1000, 3),
         }
         if self.principal:
-            said["organization"] = str(self.principal.organization_id)
-            said["key_id"] = str(self.principal.api_key_id)
+            said["organization"] = self.principal.organization_id
+            said["key_id"] = self.principal.api_key_id
         return json.dumps(said)
 
 

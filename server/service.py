@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
 from server.auth import Principal
@@ -38,34 +37,33 @@ class PhoneNumberService:
 def _order(request: OrderNumbersRequest, call: Call) -> Order:
     """The order with its ids, made once and now: however often it is tried, it is the same order."""
     return Order(
-        id=uuid7(),
+        id=str(uuid7()),
         organization_id=call.principal.organization_id,
         api_key_id=call.principal.api_key_id,
         scope=call.scope,
         request_id=call.request_id,
         numbers=tuple(request.numbers),
-        assignment_ids=tuple(uuid7() for _ in request.numbers),
+        assignment_ids=tuple(str(uuid7()) for _ in request.numbers),
         inbound_url=request.inbound_url if request.HasField("inbound_url") else None,
         status_url=request.status_url if request.HasField("status_url") else None,
         label=request.label if request.HasField("label") else None,
-        campaign_id=UUID(request.campaign_id) if request.HasField("campaign_id") else None,
+        campaign_id=request.campaign_id.lower() if request.HasField("campaign_id") else None,
     )
 
 
 def _response(placed: Placed) -> OrderNumbersResponse:
     order, at = placed.order, _whole_seconds(placed.at)
-    campaign_id = None if order.campaign_id is None else str(order.campaign_id)
     return OrderNumbersResponse(
         success=True,
         data=[
             PhoneNumber(
-                id=str(assignment_id),
+                id=assignment_id,
                 number=number,
                 number_type=row.number_type,
                 inbound_url=order.inbound_url,
                 status_url=order.status_url,
                 label=order.label,
-                campaign_id=campaign_id,
+                campaign_id=order.campaign_id,
                 sms_enabled=row.sms_enabled,
                 mms_enabled=row.mms_enabled,
                 created_at=at,

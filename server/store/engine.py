@@ -42,6 +42,7 @@ async def connect_for_orders(url: str, settings: Settings) -> AsyncConnection:
         "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
         # A plan made while a table was empty would scan it whole for ever after.
         "enable_seqscan": "off",
+        "timezone": "UTC",
     }
     for name, value in limits.items():
         await connection.execute("SELECT set_config(%s, %s, false)", (name, value))

@@ -16,8 +16,8 @@ NOWHERE = "postgresql://127.0.0.1:9/none"
 
 
 def order(organization_id, *numbers, api_key_id=None):
-    ids = tuple(uuid7() for _ in numbers)
-    return Order(uuid7(), organization_id, api_key_id or uuid7(), "numbers:write", "", numbers, ids)
+    ids = tuple(str(uuid7()) for _ in numbers)
+    return Order(str(uuid7()), str(organization_id), str(api_key_id or uuid7()), "numbers:write", "", numbers, ids)
 
 
 def run(url, work, **settings):
@@ -52,7 +52,7 @@ def queue(*organizations, numbers=1):
 
 
 def organizations(batch):
-    return [waiting.order.organization_id.int for waiting in batch]
+    return [UUID(waiting.order.organization_id).int for waiting in batch]
 
 
 def test_organizations_take_turns():

@@ -14,20 +14,19 @@ from server.config import Settings
 from server.errors import Refusal
 from server.ordering import Order, Placed
 from server.store import orders
-from server.store.engine import connect_for_orders
 from server.store.orders import OutcomeUnknown, place
 from tests.shop import Shop
 
 
 def order(shop, *numbers, **more):
     return Order(
-        id=uuid7(),
-        organization_id=shop.id,
-        api_key_id=shop.key_id,
+        id=str(uuid7()),
+        organization_id=str(shop.id),
+        api_key_id=str(shop.key_id),
         scope="numbers:write",
         request_id="",
         numbers=numbers,
-        assignment_ids=tuple(uuid7() for _ in numbers),
+        assignment_ids=tuple(str(uuid7()) for _ in numbers),
         **more,
     )
 
@@ -36,10 +35,13 @@ def carry_out(database, *batches, meanwhile=None):
     """Carry out batches one after the other on one connection."""
 
     async def run():
-        async with await connect_for_orders(database.url, Settings()) as connection:
+        connection = await orders.connect(database.url, Settings())
+        try:
             if meanwhile:
                 meanwhile(connection)
             return [await place(connection, batch) for batch in batches]
+        finally:
+            await connection.close()
 
     return asyncio.run(run())
 
@@ -75,7 +77,7 @@ def test_a_connection_serves_one_batch_after_another_refused_or_not(database, sh
 
 def test_a_key_of_nobody_is_unauthorized(database, shop):
     stranger = order(shop, *shop.numbers(1))
-    object.__setattr__(stranger, "api_key_id", uuid4())
+    object.__setattr__(stranger, "api_key_id", str(uuid4()))
     assert codes(carry_out(database, [stranger])[0]) == ["UNAUTHORIZED"]
 
 
@@ -150,7 +152,7 @@ def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, shop
 
 def _end_backend(database, connection):
     with psycopg.connect(database.url, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.backend_pid])
 
 
 # ---------------------------------------------------------------- the database's own guard

@@ -9,7 +9,7 @@ from server.auth import bearer_key
 from server.errors import Code, Refusal
 
 ORGANIZATION = UUID(int=7)
-KEY = keys.new_key(ORGANIZATION)
+KEY = "am_live_26qE4eSTn0IXQMPRz2fVWuAm4adRDfvm37hnsJ2BnbYg"  # of ORGANIZATION
 
 
 def test_keys_of_one_organization_share_its_tag_and_nothing_else():
