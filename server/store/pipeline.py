@@ -29,7 +29,7 @@ class Statement:
         self._parameters: Sequence[str] = ()
         if not isinstance(sql, str):
             # The dialect only for its way to write parameters: $1, $2, … is what PostgreSQL itself reads.
-            compiled = sql.compile(dialect=PGDialect_asyncpg())  # type: ignore[no-untyped-call]
+            compiled: Any = sql.compile(dialect=PGDialect_asyncpg())  # type: ignore[no-untyped-call]
             self._parameters = compiled.positiontup or ()
             sql = str(compiled)
         self.sql = sql.encode()
