@@ -1,8 +1,11 @@
 """What the tests run on: a real PostgreSQL for each pytest worker, databases on it, and the whole service."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -66,9 +69,24 @@ class Service:
         return self.up.logs + self.postgres_log.read_text()
 
 
+@contextmanager
+def _open_folder() -> Iterator[Path]:
+    """Unlike pytest's own, one that PostgreSQL's user can enter when we are root."""
+    with TemporaryDirectory(prefix="ordernumbers-test-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture
+def open_path():
+    with _open_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="session")
-def postgres_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("postgres")
+def postgres_dir():
+    with _open_folder() as folder:
+        yield folder / "data"
 
 
 @pytest.fixture(scope="session")

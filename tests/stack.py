@@ -16,19 +16,7 @@ from server.config import Settings
 from server.local.guard import guarded
 from server.process import environment_of
 
-UP = [
-    sys.executable,
-    "-P",
-    "-c",
-    """
-import sys
-from server.config import settings
-from server.local.up import run
-from server.errors import BadInput
-try: run(settings(), demo="--no-demo" not in sys.argv)
-except BadInput as e: sys.exit(f"ordernumbers: {e}")
-""",
-]
+COMMAND = str(Path(sys.executable).with_name("ordernumbers"))
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 FIRST_PORT, LAST_PORT = 21_000, 32_000
@@ -66,7 +54,7 @@ class Up:
         with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
             # Under a guard, so that it ends when the tests are killed.
             self.parent = subprocess.Popen(
-                guarded([*UP, *options], grace_seconds=STOP_SECONDS_MAX),
+                guarded([COMMAND, "up", *options], grace_seconds=STOP_SECONDS_MAX),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,

