@@ -95,9 +95,9 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY must be set together")
-        for path in filter(None, (self.tls_cert, self.tls_key)):
-            if not path.is_file():
-                raise ValueError(f"{path} is not a file")
+        for name, path in (("TLS_CERT", self.tls_cert), ("TLS_KEY", self.tls_key)):
+            if path and not path.is_file():
+                raise ValueError(f"{PREFIX}{name}: {path} is not a file")
         ports = [self.rest_port, self.envoy_admin_port, *self.grpc_ports]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
             raise ValueError(f"the ports must differ and end at 65535, and these are {ports}")

@@ -1,0 +1,402 @@
+"""Every admin command on a real database: what it prints, what it changes, and how it refuses."""
+
+import re
+import threading
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from server import keys
+from server.store import admin, migrations
+from tests.admin.conftest import sell
+from tests.conftest import _execute
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+UNKNOWN = uuid4()
+
+
+@pytest.fixture
+def org(ordernumbers):
+    return ordernumbers("org", "create", "Acme")["id"]
+
+
+def rows(database, query, **values):
+    with database.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query), values)]
+
+
+def revision(database, org):
+    ((value,),) = rows(database, "SELECT revision FROM organization WHERE id = :id", id=org)
+    return value
+
+
+# ---------------------------------------------------------------- organizations
+
+
+def test_an_organization_is_created_with_credit_and_shown(ordernumbers, database):
+    created = ordernumbers("org", "create", "Acme", "--credit", "100.00")
+    assert list(created) == ["id"]
+    shown = {"id": created["id"], "name": "Acme", "balance": "100.00", "numbers": 0}
+    assert ordernumbers("org", "show", created["id"]) == shown
+    ledger = rows(database, "SELECT entry_no, kind, amount_micros, balance_micros, order_id, note FROM ledger_entry")
+    assert ledger == [(1, "credit", 100_000_000, 100_000_000, None, None)]
+
+
+def test_an_organization_without_credit_has_no_ledger_entry(ordernumbers, database, org):
+    assert ordernumbers("org", "show", org)["balance"] == "0.00"
+    assert rows(database, "SELECT * FROM ledger_entry") == []
+
+
+def test_its_assigned_numbers_are_counted(ordernumbers, shop):
+    number, _ = shop.numbers(2)
+    sell(shop, number)
+    assert ordernumbers("org", "show", shop.id)["numbers"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 256, "two\nlines", "nul\0"])
+def test_a_name_is_checked(ordernumbers, database, name):
+    assert ordernumbers.refusal("org", "create", name) == (
+        "a name has 1 to 255 characters, none of them a control character"
+    )
+    assert rows(database, "SELECT * FROM organization") == []
+
+
+def test_a_name_may_be_in_any_script(ordernumbers):
+    created = ordernumbers("org", "create", "Łódź [red]電話[/] 📞")
+    assert ordernumbers("org", "show", created["id"])["name"] == "Łódź [red]電話[/] 📞"
+
+
+def test_credit_is_added_and_corrected_in_a_ledger_without_gaps(ordernumbers, database, org):
+    assert ordernumbers("org", "credit", org, "100.00", "--note", "invoice 7") == {"balance": "100.00"}
+    assert ordernumbers("org", "credit", org, "-0.5") == {"balance": "99.50"}
+    assert ordernumbers("org", "credit", org, "0.000001") == {"balance": "99.500001"}
+    assert rows(database, "SELECT entry_no, amount_micros, balance_micros, note FROM ledger_entry ORDER BY 1") == [
+        (1, 100_000_000, 100_000_000, "invoice 7"),
+        (2, -500_000, 99_500_000, None),
+        (3, 1, 99_500_001, None),
+    ]
+
+
+def test_a_balance_never_falls_below_zero(ordernumbers, database, org):
+    ordernumbers("org", "credit", org, "1.00")
+    assert ordernumbers.refusal("org", "credit", org, "-1.000001") == "the balance would fall below zero"
+    assert ordernumbers.refusal("org", "create", "Debtor", "--credit=-1") == "the balance would fall below zero"
+    assert ordernumbers("org", "show", org)["balance"] == "1.00"
+    assert len(rows(database, "SELECT * FROM ledger_entry")) == len(rows(database, "SELECT * FROM organization")) == 1
+
+
+def test_a_balance_too_large_to_keep_is_refused(ordernumbers, database, org):
+    with database.engine.begin() as connection:
+        admin.add_credit(connection, UUID(org), 2**63 - 1)
+    assert ordernumbers.refusal("org", "credit", org, "1") == "the balance would be too large to keep"
+
+
+@pytest.mark.parametrize("amount", ["", "1,5", "1e3", "1.0000001", "1000000000", "NaN", "$5", "٣", "1.", ".5", "+1"])
+def test_an_amount_is_decimal_text(ordernumbers, org, amount):
+    assert ordernumbers.refusal("org", "credit", org, amount).startswith(f"{amount!r} is not an amount")
+
+
+def test_a_credit_of_nothing_is_refused(ordernumbers, org):
+    assert ordernumbers.refusal("org", "credit", org, "0.00") == "the amount must not be zero"
+
+
+def test_credits_at_the_same_time_are_numbered_without_gaps(database):
+    with database.engine.begin() as connection:
+        organization_id = admin.create_organization(connection, "Busy")
+
+    def credit():
+        for _ in range(10):
+            with database.engine.begin() as connection:
+                admin.add_credit(connection, organization_id, 1_000_000)
+
+    threads = [threading.Thread(target=credit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ledger = rows(database, "SELECT entry_no, balance_micros FROM ledger_entry ORDER BY entry_no")
+    assert ledger == [(i, i * 1_000_000) for i in range(1, 41)]
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_a_key_is_shown_once_and_only_its_digest_is_kept(ordernumbers, database, org):
+    made = ordernumbers("key", "create", org, "--scope", "numbers:write", "--scope", "numbers:read")
+    assert list(made) == ["id", "key", "scopes", "expires_at"]
+    assert keys.is_well_formed(made["key"])
+    assert (made["scopes"], made["expires_at"]) == (["numbers:read", "numbers:write"], None)
+    assert rows(database, "SELECT digest FROM api_key") == [(keys.digest(made["key"]),)]
+    status, out, _ = ordernumbers.run("key", "list", org)
+    assert status == 0
+    assert made["id"] in out
+    assert made["key"] not in out
+
+
+def test_a_key_is_told_to_be_shown_only_once(ordernumbers, org):
+    status, out, _ = ordernumbers.run("key", "create", org, "--scope", "numbers:read")
+    text, words = out.splitlines()
+    assert status == 0
+    assert keys.is_well_formed(text)
+    assert "shown only once" in words
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ("90d", timedelta(days=90)),
+        ("45s", timedelta(seconds=45)),
+        ("5m", timedelta(minutes=5)),
+        ("12h", timedelta(hours=12)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
+def test_a_key_expires_when_told(ordernumbers, database, org, told, meant):
+    ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", told)
+    assert rows(database, "SELECT expires_at - created_at FROM api_key")[0][0] - meant < timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("told", ["90", "0d", "-1d", "1.5d", "d", "1y", ""])
+def test_a_wrong_time_is_refused(ordernumbers, org, told):
+    refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", f"--expires-in={told}")
+    assert refusal == f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d"
+
+
+def test_a_key_for_ages_is_refused(ordernumbers, org):
+    refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", "--expires-in", "99999w")
+    assert refusal == "a key expires in more than nothing and at most 36500 days"
+
+
+def test_an_unknown_scope_is_refused(ordernumbers, database, org):
+    refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", "--scope", "numbers:all")
+    assert refusal == "a key's scopes are one or more of numbers:read, numbers:write"
+    assert rows(database, "SELECT * FROM api_key") == []
+
+
+def test_keys_are_listed_the_oldest_first(ordernumbers, org):
+    first = ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", "1d")
+    second = ordernumbers("key", "create", org, "--scope", "numbers:write")
+    revoked = ordernumbers("key", "revoke", second["id"])
+    listed = ordernumbers("key", "list", org)["keys"]
+    created = [key.pop("created_at") for key in listed]
+    assert listed == [
+        {"id": first["id"], "scopes": ["numbers:read"], "expires_at": first["expires_at"], "revoked_at": None},
+        {"id": second["id"], "scopes": ["numbers:write"], "expires_at": None, "revoked_at": revoked["revoked_at"]},
+    ]
+    assert all(map(INSTANT.fullmatch, [*created, first["expires_at"], revoked["revoked_at"]]))
+
+
+def test_a_revoked_key_stays_revoked_since_then(database, shop):
+    def revoke():
+        with database.engine.begin() as connection:
+            return admin.revoke_key(connection, shop.key_id)
+
+    at = revoke()
+    assert revoke() == at
+    assert abs(at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+# ---------------------------------------------------------------- brands and campaigns
+
+
+def test_a_brand_is_created_and_changed(ordernumbers, database, org):
+    brand = ordernumbers("brand", "create", org, "Acme Shoes", "--identity-status", "UNVERIFIED")
+    assert list(brand) == ["id"]
+    kept = {"id": brand["id"], "identity_status": "VERIFIED"}
+    assert ordernumbers("brand", "set", brand["id"], "--identity-status", "VERIFIED") == kept
+    assert rows(database, "SELECT name, identity_status FROM brand") == [("Acme Shoes", "VERIFIED")]
+
+
+def test_a_campaign_is_created_and_changed(ordernumbers, database, org):
+    brand = ordernumbers("brand", "create", org, "Acme Shoes", "--identity-status", "VERIFIED")["id"]
+    linked = ordernumbers("campaign", "create", org, "Sale", "--brand", brand, "--status", "PENDING")
+    assert list(linked) == ["id"]
+    ordernumbers("campaign", "create", org, "Free", "--status", "EXPIRED")
+    kept = {"id": linked["id"], "status": "ACTIVE"}
+    assert ordernumbers("campaign", "set", linked["id"], "--status", "ACTIVE") == kept
+    campaigns = rows(database, "SELECT name, status, brand_id FROM campaign ORDER BY name")
+    assert campaigns == [("Free", "EXPIRED", None), ("Sale", "ACTIVE", UUID(brand))]
+
+
+def test_unknown_statuses_are_refused(ordernumbers, org):
+    brand = ordernumbers("brand", "create", org, "Acme Shoes", "--identity-status", "VERIFIED")["id"]
+    campaign = ordernumbers("campaign", "create", org, "Sale", "--status", "ACTIVE")["id"]
+    identity = "a brand's identity status is one of SELF_DECLARED, UNVERIFIED, VERIFIED, VETTED_VERIFIED"
+    assert ordernumbers.refusal("brand", "create", org, "B", "--identity-status", "verified") == identity
+    assert ordernumbers.refusal("brand", "set", brand, "--identity-status", "ACTIVE") == identity
+    status = "a campaign's status is one of PENDING, ACTIVE, REJECTED, EXPIRED"
+    assert ordernumbers.refusal("campaign", "create", org, "C", "--status", "VERIFIED") == status
+    assert ordernumbers.refusal("campaign", "set", campaign, "--status", "") == status
+
+
+def test_another_organizations_brand_is_refused(ordernumbers, database, org):
+    other = ordernumbers("org", "create", "Other")["id"]
+    brand = ordernumbers("brand", "create", other, "Theirs", "--identity-status", "VERIFIED")["id"]
+    for refused in (brand, UNKNOWN):
+        refusal = ordernumbers.refusal("campaign", "create", org, "Sale", "--brand", refused, "--status", "ACTIVE")
+        assert refusal == "the brand is not one of the organization's"
+    assert rows(database, "SELECT * FROM campaign") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (("org", "show", UNKNOWN), "organization"),
+        (("org", "credit", UNKNOWN, "1"), "organization"),
+        (("key", "create", UNKNOWN, "--scope", "numbers:read"), "organization"),
+        (("key", "list", UNKNOWN), "organization"),
+        (("key", "revoke", UNKNOWN), "key"),
+        (("brand", "create", UNKNOWN, "B", "--identity-status", "VERIFIED"), "organization"),
+        (("brand", "set", UNKNOWN, "--identity-status", "VERIFIED"), "brand"),
+        (("campaign", "create", UNKNOWN, "C", "--status", "ACTIVE"), "organization"),
+        (("campaign", "set", UNKNOWN, "--status", "ACTIVE"), "campaign"),
+    ],
+)
+def test_an_unknown_id_is_named(ordernumbers, command, kind):
+    assert ordernumbers.refusal(*command) == f"no {kind} {UNKNOWN}"
+
+
+def test_every_change_that_orders_depend_on_raises_the_revision(ordernumbers, database, org):
+    def after(*command):
+        result = ordernumbers(*command)
+        revisions.append(revision(database, org))
+        return result["id"]
+
+    revisions = []
+    key = after("key", "create", org, "--scope", "numbers:write")
+    after("key", "revoke", key)
+    brand = after("brand", "create", org, "B", "--identity-status", "VERIFIED")
+    after("brand", "set", brand, "--identity-status", "UNVERIFIED")
+    campaign = after("campaign", "create", org, "C", "--brand", brand, "--status", "ACTIVE")
+    after("campaign", "set", campaign, "--status", "EXPIRED")
+    assert revisions == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_change_waits_for_the_order_that_holds_the_organization(database, shop):
+    with database.engine.connect() as order:
+        order.execute(text("SELECT FROM organization WHERE id = :id FOR NO KEY UPDATE"), {"id": shop.id})
+        before = order.execute(text("SELECT clock_timestamp()")).scalar_one()
+        revoking = threading.Thread(target=shop.revoke)
+        revoking.start()
+        waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        while not order.execute(waits).scalar_one():
+            pass
+        sold_until = order.execute(text("SELECT clock_timestamp()")).scalar_one()
+        order.rollback()
+        revoking.join()
+    ((revoked_at,),) = rows(database, "SELECT revoked_at FROM api_key")
+    assert before < sold_until < revoked_at
+
+
+# ---------------------------------------------------------------- the command itself
+
+
+def test_results_are_sentences_without_json(ordernumbers, org):
+    assert ordernumbers.run("org", "show", org) == (0, f"Acme ({org}): balance 0.00, 0 numbers\n", "")
+    assert ordernumbers.run("org", "credit", org, "-1") == (1, "", "ordernumbers: the balance would fall below zero\n")
+    assert ordernumbers.run("check") == (0, "All invariants hold.\n", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("org", "show"),
+        ("org", "show", "seven"),
+        ("org", "show", UNKNOWN, "--verbose"),
+        ("org", "delete", UNKNOWN),
+        ("key", "create", UNKNOWN),
+        ("brand", "create", UNKNOWN, "B"),
+        ("campaign", "create", UNKNOWN, "C"),
+    ],
+)
+def test_what_is_not_understood_exits_with_2(ordernumbers, command):
+    assert ordernumbers.refusal(*command)
+    status, out, err = ordernumbers.run(*command)
+    assert (status, out) == (2, "")
+    assert "Usage: ordernumbers" in err or "Try " in err
+
+
+def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, shop):
+    shop.numbers(1)
+    assert ordernumbers("check") == {"ok": True, "violations": []}
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE organization SET balance_micros = balance_micros + 1"))
+    status, out, err = ordernumbers.run("check", "--json")
+    sentence = (
+        f"organization {shop.id} has a balance of 1000000000001 micros after 1 ledger entries, "
+        "and its newest entry, 1, leaves 1000000000000"
+    )
+    assert (status, out, err) == (1, f'{{"ok": false, "violations": ["{sentence}"]}}\n', "")
+    assert ordernumbers.run("check") == (1, f"{sentence}\n", "")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE organization SET balance_micros = balance_micros - 1"))
+
+
+def test_a_database_is_upgraded_once(ordernumbers, postgres, monkeypatch):
+    _execute(postgres, "CREATE DATABASE empty")
+    monkeypatch.setenv("DATABASE_URL", postgres.url("empty"))
+    newest = migrations.newest()
+    for command in (("org", "create", "Acme"), ("check",), ("inventory", "stats"), ("serve",)):
+        assert ordernumbers.refusal(*command) == (
+            "the database does not have this version's schema: run `ordernumbers db upgrade`"
+        )
+    assert ordernumbers("db", "upgrade") == {"from": None, "to": newest}
+    assert ordernumbers("db", "upgrade") == {"from": newest, "to": newest}
+    assert ordernumbers.run("db", "upgrade")[1] == f"The database is already at {newest}.\n"
+    assert ordernumbers("check") == {"ok": True, "violations": []}
+    _execute(postgres, "DROP DATABASE empty")
+
+
+def test_a_database_of_another_version_is_left_alone(ordernumbers, postgres, monkeypatch):
+    _execute(postgres, "CREATE DATABASE newer TEMPLATE migrated")
+    monkeypatch.setenv("DATABASE_URL", postgres.url("newer"))
+    with psycopg.connect(postgres.url("newer")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert "9999" in ordernumbers.refusal("db", "upgrade")
+    _execute(postgres, "DROP DATABASE newer")
+
+
+def test_an_unreachable_database_is_told_without_its_password(ordernumbers, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone:sekret@127.0.0.1:1/numbers")
+    for command in (("check",), ("org", "show", UNKNOWN), ("db", "upgrade"), ("inventory", "stats"), ("serve",)):
+        status, out, err = ordernumbers.run(*command)
+        assert (status, out) == (1, "")
+        assert err.startswith("ordernumbers: cannot reach the database: ")
+        assert len(err.splitlines()) == 1
+        assert "sekret" not in err
+
+
+@pytest.mark.parametrize("url", ["postgresql://someone:sekret@[/numbers", "postgresql://someone:sekret@h/n?sekret=1&x"])
+def test_a_url_that_is_none_is_told_without_its_password(ordernumbers, monkeypatch, url):
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert "sekret" not in ordernumbers.refusal("check")
+
+
+def test_without_a_database_the_way_to_one_is_told(ordernumbers, monkeypatch, tmp_path):
+    monkeypatch.delenv("DATABASE_URL")
+    monkeypatch.setenv("ORDERNUMBERS_DATA_DIR", str(tmp_path))
+    assert ordernumbers.refusal("check") == (
+        f"the embedded database of {tmp_path} is not running; "
+        "start it with `ordernumbers up` (make run), or set DATABASE_URL"
+    )
+
+
+def test_a_wrong_setting_is_named(ordernumbers, monkeypatch):
+    monkeypatch.setenv("ORDERNUMBERS_REST_PORT", "http")
+    assert ordernumbers.refusal("check").startswith("ORDERNUMBERS_REST_PORT: ")
+
+
+def test_the_edges_configuration_is_printed(ordernumbers, monkeypatch):
+    monkeypatch.setenv("ORDERNUMBERS_REST_PORT", "22001")
+    assert "22001" in str(ordernumbers("edge", "--print")["static_resources"])
+
+
+def test_the_installed_command_does_the_same(ordernumbers, org):
+    done = ordernumbers.process("org", "show", org, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == f'{{"id": "{org}", "name": "Acme", "balance": "0.00", "numbers": 0}}\n'.encode()
+    done = ordernumbers.process("key", "revoke", UNKNOWN)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", f"ordernumbers: no key {UNKNOWN}\n".encode())
