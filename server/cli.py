@@ -300,7 +300,8 @@ def inventory_import(
     if not as_json:
         _print_bad_rows(imported)
     if imported.bad_count and not skip_bad:
-        reason = f"nothing was imported, since {imported.bad_count} rows are bad (--skip-bad imports the others)"
+        bad_rows = "1 bad row" if imported.bad_count == 1 else f"{imported.bad_count} bad rows"
+        reason = f"nothing was imported, because of {bad_rows} (--skip-bad imports the others)"
         _fail(reason, as_json, more=bad)
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     _tell(as_json, counts | bad, f"{summary}, {imported.bad_count} bad")

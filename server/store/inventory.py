@@ -150,7 +150,10 @@ def _boolean(column: str, value: str) -> bool:
 
 
 def _price_micros(price: str) -> int:
-    micros = parse_amount(price)
+    try:
+        micros = parse_amount(price)
+    except BadInput as error:
+        raise BadInput(f"price {error}") from None
     if price.startswith("-"):
         raise BadInput(f"price {price} is negative")
     return micros

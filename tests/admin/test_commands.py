@@ -56,11 +56,11 @@ def test_its_assigned_numbers_are_counted(ordernumbers, shop):
     assert ordernumbers("org", "show", shop.id)["numbers"] == 1
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 256, "two\nlines", "nul\0"])
-def test_a_name_is_checked(ordernumbers, database, name):
-    assert ordernumbers.refusal("org", "create", name) == (
-        "a name has 1 to 255 characters, none of them a control character"
-    )
+def test_a_name_is_checked(ordernumbers, database):
+    for name in ("", "  ", "x" * 256, "two\nlines", "nul\0"):
+        assert ordernumbers.refusal("org", "create", name) == (
+            "a name has 1 to 255 characters, none of them a control character"
+        )
     assert rows(database, "SELECT * FROM organization") == []
 
 
@@ -94,9 +94,9 @@ def test_a_balance_too_large_to_keep_is_refused(ordernumbers, database, org):
     assert ordernumbers.refusal("org", "credit", org, "1") == "the balance would be too large to keep"
 
 
-@pytest.mark.parametrize("amount", ["", "1,5", "1e3", "1.0000001", "1000000000", "NaN", "$5", "٣", "1.", ".5", "+1"])
-def test_an_amount_is_decimal_text(ordernumbers, org, amount):
-    assert ordernumbers.refusal("org", "credit", org, amount).startswith(f"{amount!r} is not an amount")
+def test_an_amount_is_decimal_text(ordernumbers, org):
+    for amount in ("", "1,5", "1e3", "1.0000001", "1000000000", "NaN", "$5", "٣", "1.", ".5", "+1"):
+        assert ordernumbers.refusal("org", "credit", org, amount).startswith(f"{amount!r} is not an amount")
 
 
 def test_a_credit_of_nothing_is_refused(ordernumbers, org):
@@ -144,25 +144,17 @@ def test_a_key_is_told_to_be_shown_only_once(ordernumbers, org):
     assert "shown only once" in words
 
 
-@pytest.mark.parametrize(
-    ("told", "meant"),
-    [
-        ("90d", timedelta(days=90)),
-        ("45s", timedelta(seconds=45)),
-        ("5m", timedelta(minutes=5)),
-        ("12h", timedelta(hours=12)),
-        ("2w", timedelta(weeks=2)),
-    ],
-)
-def test_a_key_expires_when_told(ordernumbers, database, org, told, meant):
-    ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", told)
-    assert rows(database, "SELECT expires_at - created_at FROM api_key")[0][0] - meant < timedelta(seconds=1)
+def test_a_key_expires_when_told(ordernumbers, database, org):
+    for told in ("45s", "5m", "12h", "90d", "2w"):
+        ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", told)
+    lives = rows(database, "SELECT round(extract(epoch FROM expires_at - created_at)) FROM api_key ORDER BY id")
+    assert lives == [(45,), (5 * 60,), (12 * 3600,), (90 * 86400,), (14 * 86400,)]
 
 
-@pytest.mark.parametrize("told", ["90", "0d", "-1d", "1.5d", "d", "1y", ""])
-def test_a_wrong_time_is_refused(ordernumbers, org, told):
-    refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", f"--expires-in={told}")
-    assert refusal == f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d"
+def test_a_wrong_time_is_refused(ordernumbers, org):
+    for told in ("90", "0d", "-1d", "1.5d", "d", "1y", ""):
+        refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", f"--expires-in={told}")
+        assert refusal == f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d"
 
 
 def test_a_key_for_ages_is_refused(ordernumbers, org):
@@ -241,22 +233,19 @@ def test_another_organizations_brand_is_refused(ordernumbers, database, org):
     assert rows(database, "SELECT * FROM campaign") == []
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        (("org", "show", UNKNOWN), "organization"),
-        (("org", "credit", UNKNOWN, "1"), "organization"),
-        (("key", "create", UNKNOWN, "--scope", "numbers:read"), "organization"),
-        (("key", "list", UNKNOWN), "organization"),
-        (("key", "revoke", UNKNOWN), "key"),
-        (("brand", "create", UNKNOWN, "B", "--identity-status", "VERIFIED"), "organization"),
-        (("brand", "set", UNKNOWN, "--identity-status", "VERIFIED"), "brand"),
-        (("campaign", "create", UNKNOWN, "C", "--status", "ACTIVE"), "organization"),
-        (("campaign", "set", UNKNOWN, "--status", "ACTIVE"), "campaign"),
-    ],
-)
-def test_an_unknown_id_is_named(ordernumbers, command, kind):
-    assert ordernumbers.refusal(*command) == f"no {kind} {UNKNOWN}"
+def test_an_unknown_id_is_named(ordernumbers):
+    for kind, *command in (
+        ("organization", "org", "show", UNKNOWN),
+        ("organization", "org", "credit", UNKNOWN, "1"),
+        ("organization", "key", "create", UNKNOWN, "--scope", "numbers:read"),
+        ("organization", "key", "list", UNKNOWN),
+        ("key", "key", "revoke", UNKNOWN),
+        ("organization", "brand", "create", UNKNOWN, "B", "--identity-status", "VERIFIED"),
+        ("brand", "brand", "set", UNKNOWN, "--identity-status", "VERIFIED"),
+        ("organization", "campaign", "create", UNKNOWN, "C", "--status", "ACTIVE"),
+        ("campaign", "campaign", "set", UNKNOWN, "--status", "ACTIVE"),
+    ):
+        assert ordernumbers.refusal(*command) == f"no {kind} {UNKNOWN}"
 
 
 def test_every_change_that_orders_depend_on_raises_the_revision(ordernumbers, database, org):
@@ -300,9 +289,8 @@ def test_results_are_sentences_without_json(ordernumbers, org):
     assert ordernumbers.run("check") == (0, "All invariants hold.\n", "")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_what_is_not_understood_exits_with_2(ordernumbers):
+    for command in (
         ("org", "show"),
         ("org", "show", "seven"),
         ("org", "show", UNKNOWN, "--verbose"),
@@ -310,13 +298,11 @@ def test_results_are_sentences_without_json(ordernumbers, org):
         ("key", "create", UNKNOWN),
         ("brand", "create", UNKNOWN, "B"),
         ("campaign", "create", UNKNOWN, "C"),
-    ],
-)
-def test_what_is_not_understood_exits_with_2(ordernumbers, command):
-    assert ordernumbers.refusal(*command)
-    status, out, err = ordernumbers.run(*command)
-    assert (status, out) == (2, "")
-    assert "Usage: ordernumbers" in err or "Try " in err
+    ):
+        assert ordernumbers.refusal(*command)
+        status, out, err = ordernumbers.run(*command)
+        assert (status, out) == (2, "")
+        assert "Try 'ordernumbers" in err
 
 
 def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, shop):
