@@ -1,0 +1,265 @@
+"""The check finds each kind of damage, names the row, and nothing else; and it is not fooled by sales going on."""
+
+import threading
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from server.store import check
+from server.store.check import violations
+from tests.admin.conftest import SELL, sell
+from tests.shop import CREDIT_MICROS, Shop
+
+ORDERED = CREDIT_MICROS - 1_000_000
+
+
+@pytest.fixture
+def sold(damaged):
+    """An order of one number, ready to be damaged, beside a sound one and a number that is not sold."""
+    shop = Shop.open(damaged.engine)
+    damaged_number, sound, _ = shop.numbers(3)
+    ids = sell(shop, damaged_number)
+    sell(shop, sound)
+    assert violations(damaged.engine) == []
+    return ids
+
+
+@pytest.fixture
+def damage(damaged, sold):
+    """Run statements that break something, constraints notwithstanding; returns what the check then finds."""
+
+    def run(*statements, **values):
+        with damaged.engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # no foreign keys
+            for statement in statements:
+                connection.execute(text(statement), sold | values)
+        return violations(damaged.engine)
+
+    return run
+
+
+def test_an_empty_database_is_in_order(damaged):
+    assert violations(damaged.engine) == []
+
+
+def test_a_number_sold_twice(damage, sold):
+    second = uuid7()
+    found = damage(
+        "DROP INDEX assignment_one_live_per_number",
+        """
+        INSERT INTO assignment (organization_id, id, order_id, number, created_at, updated_at)
+        VALUES (:organization, :second, :order, :number, now(), now())
+        """,
+        second=second,
+    )
+    assert found == [
+        f"number {sold['number']} has 2 live assignments",
+        f"assignment {second} is live, and its number {sold['number']} is marked as assigned by {sold['assignment']}",
+    ]
+
+
+def test_a_number_marked_by_no_assignment(damage, sold):
+    other = uuid7()
+    assert damage("UPDATE phone_number SET assignment_id = :other WHERE number = :number", other=other) == [
+        f"number {sold['number']} is marked as assigned by {other}, which is not a live assignment of it",
+        f"assignment {sold['assignment']} is live, and its number {sold['number']} is marked as assigned by {other}",
+    ]
+
+
+def test_a_sold_number_marked_as_free(damage, sold):
+    assert damage("UPDATE phone_number SET assignment_id = NULL WHERE number = :number") == [
+        f"assignment {sold['assignment']} is live, and its number {sold['number']} is marked as not assigned"
+    ]
+
+
+def test_a_number_marked_by_an_assignment_that_ended(damage, sold):
+    assert damage("UPDATE assignment SET released_at = now() WHERE id = :assignment") == [
+        f"number {sold['number']} is marked as assigned by {sold['assignment']}, which is not a live assignment of it"
+    ]
+
+
+def test_a_released_number_is_in_order(damage):
+    released = "UPDATE assignment SET released_at = now() WHERE id = :assignment"
+    assert damage(released, "UPDATE phone_number SET assignment_id = NULL WHERE number = :number") == []
+
+
+def test_an_assignment_of_a_number_that_is_not_there(damage, sold):
+    assert damage("DELETE FROM phone_number WHERE number = :number") == [
+        f"assignment {sold['assignment']} is of number {sold['number']}, which is not in the inventory"
+    ]
+
+
+def test_an_assignment_whose_order_is_anothers(damage, sold):
+    other = uuid7()
+    found = damage("UPDATE assignment SET organization_id = :other WHERE id = :assignment", other=other)
+    assert found == [
+        f"assignment {sold['assignment']} belongs to order {sold['order']}, which organization {other} does not have",
+        f"order {sold['order']} has no assignment",
+    ]
+
+
+def test_an_assignment_whose_campaign_is_anothers(damage, sold):
+    campaign = uuid7()
+    assert damage("UPDATE assignment SET campaign_id = :campaign WHERE id = :assignment", campaign=campaign) == [
+        f"assignment {sold['assignment']} belongs to campaign {campaign}, "
+        f"which organization {sold['organization']} does not have"
+    ]
+
+
+def test_an_order_without_an_assignment(damage, sold):
+    found = damage(
+        "DELETE FROM assignment WHERE id = :assignment",
+        "UPDATE phone_number SET assignment_id = NULL WHERE number = :number",
+    )
+    assert found == [f"order {sold['order']} has no assignment"]
+
+
+def test_an_assignment_whose_id_is_older_than_its_orders_is_found(damage):
+    older = UUID(int=7)
+    changed = "UPDATE assignment SET id = :older WHERE id = :assignment"
+    assert damage(changed, "UPDATE phone_number SET assignment_id = :older WHERE number = :number", older=older) == []
+
+
+def test_an_order_that_was_not_paid(damage, sold):
+    found = damage("UPDATE ledger_entry SET kind = 'credit', order_id = NULL WHERE order_id = :order")
+    assert found == [f"order {sold['order']} has 0 ledger entries"]
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_an_order_paid_more_than_once(damage, sold, times):
+    again = """
+        WITH paid AS (
+          UPDATE organization SET balance_micros = balance_micros - 1000000, entry_no = entry_no + 1
+          WHERE id = :organization RETURNING *
+        )
+        INSERT INTO ledger_entry (organization_id, entry_no, kind, amount_micros, balance_micros, order_id, created_at)
+        SELECT id, entry_no, 'order', -1000000, balance_micros, :order, now() FROM paid
+    """
+    assert damage(*[again] * (times - 1)) == [f"order {sold['order']} has {times} ledger entries"]
+
+
+def test_an_order_paid_with_another_amount(damage, sold):
+    assert damage("UPDATE orders SET total_micros = 1000001 WHERE id = :order") == [
+        f"ledger of organization {sold['organization']}: entry 2 takes 1000000 micros "
+        f"for order {sold['order']}, whose total is 1000001"
+    ]
+
+
+def test_a_ledger_entry_for_an_order_that_is_not_there(damage, sold):
+    found = damage(
+        "DELETE FROM orders WHERE id = :order",
+        "DELETE FROM assignment WHERE id = :assignment",
+        "UPDATE phone_number SET assignment_id = NULL WHERE number = :number",
+    )
+    assert found == [
+        f"ledger of organization {sold['organization']}: entry 2 is for order {sold['order']}, which is not there"
+    ]
+
+
+def test_a_gap_in_the_ledger(damage, sold):
+    found = damage("DELETE FROM ledger_entry WHERE entry_no = 2")
+    assert found == [
+        f"ledger of organization {sold['organization']}: entry 3 does not follow entry 2",
+        f"order {sold['order']} has 0 ledger entries",
+    ]
+
+
+def test_a_ledger_that_does_not_begin_with_1(damage, sold):
+    found = damage("UPDATE ledger_entry SET entry_no = 0 WHERE entry_no = 1")
+    ledger = f"ledger of organization {sold['organization']}"
+    assert found[:2] == [f"{ledger}: entry 0 does not follow entry -1", f"{ledger}: entry 2 does not follow entry 1"]
+
+
+def test_a_ledger_entry_that_does_not_add_up(damage, sold):
+    ledger = f"ledger of organization {sold['organization']}"
+    assert damage("UPDATE ledger_entry SET balance_micros = 7 WHERE entry_no = 2") == [
+        f"{ledger}: entry 2 leaves a balance of 7 micros, and {CREDIT_MICROS} -1000000 make {ORDERED}",
+        f"{ledger}: entry 3 leaves a balance of {ORDERED - 1_000_000} micros, and 7 -1000000 make -999993",
+    ]
+
+
+def test_a_first_ledger_entry_that_does_not_add_up(damage, sold):
+    assert damage("UPDATE ledger_entry SET amount_micros = 7 WHERE entry_no = 1") == [
+        f"ledger of organization {sold['organization']}: entry 1 leaves a balance of {CREDIT_MICROS} micros, "
+        "and 0 +7 make 7"
+    ]
+
+
+def test_a_ledger_of_nobody(damage):
+    nobody = uuid7()
+    entry = """
+        INSERT INTO ledger_entry (organization_id, entry_no, kind, amount_micros, balance_micros, created_at)
+        VALUES (:nobody, 1, 'credit', 5, 5, now())
+    """
+    assert damage(entry, nobody=nobody) == [
+        f"ledger of organization {nobody}: entry 1 is of an organization that does not exist"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "balance", "entries"),
+    [("balance_micros = 7", 7, 3), ("entry_no = 4", ORDERED - 1_000_000, 4)],
+)
+def test_an_organization_that_is_not_as_its_ledger_says(damage, sold, change, balance, entries):
+    assert damage(f"UPDATE organization SET {change}") == [
+        f"organization {sold['organization']} has a balance of {balance} micros after {entries} ledger entries, "
+        f"and its newest entry, 3, leaves {ORDERED - 1_000_000}"
+    ]
+
+
+def test_credit_without_a_ledger(damage):
+    nobody = uuid7()
+    created = "INSERT INTO organization (id, name, balance_micros, created_at) VALUES (:nobody, 'Rich', 1, now())"
+    assert damage(created, nobody=nobody) == [
+        f"organization {nobody} has a balance of 1 micros after 0 ledger entries, and its newest entry, 0, leaves 0"
+    ]
+
+
+def test_every_range_is_looked_at(damaged, monkeypatch):
+    monkeypatch.setattr(check, "RANGE_ROWS", 2)
+    shops = [Shop.open(damaged.engine) for _ in range(3)]
+    numbers = shops[0].numbers(7)
+    orders = [sell(shop, number) for shop, number in zip(shops * 3, numbers, strict=False)]
+    assert violations(damaged.engine) == []
+    with damaged.engine.begin() as connection:
+        connection.execute(text("UPDATE phone_number SET assignment_id = NULL"))
+        connection.execute(text("UPDATE orders SET total_micros = 5"))
+        connection.execute(text("UPDATE organization SET entry_no = 99"))
+    found = "\n".join(violations(damaged.engine))
+    assert found.count("not assigned") == found.count("whose total is 5") == 7
+    assert found.count("after 99 ledger entries") == 3
+    for ids in orders:
+        assert f"assignment {ids['assignment']} is live" in found
+        assert f"for order {ids['order']}, whose total" in found
+
+
+def test_sales_going_on_are_no_violations(database, monkeypatch):
+    """Every statement meets another state of things, and orders commit in another order than their ids have."""
+    monkeypatch.setattr(check, "RANGE_ROWS", 3)
+    shop = Shop.open(database.engine)
+    done = threading.Event()
+
+    def sell_on():
+        for number in shop.numbers(60):
+            sell(shop, number)
+        done.set()
+
+    selling = [threading.Thread(target=sell_on) for _ in range(2)]
+    for thread in selling:
+        thread.start()
+    while not done.is_set():
+        assert violations(database.engine) == []
+    for thread in selling:
+        thread.join()
+    assert len(shop.owned()) == 120
+
+
+def test_a_sale_in_the_middle_is_not_seen_by_half(database, shop):
+    (number,) = shop.numbers(1)
+    ids = {"organization": shop.id, "key": shop.key_id, "order": uuid7(), "assignment": uuid7(), "number": number}
+    with database.engine.begin() as connection:
+        for statement in SELL:
+            connection.execute(text(statement), ids)
+            assert violations(database.engine) == []

@@ -1,0 +1,119 @@
+"""The settings: read from the environment, and refused by name where they are wrong."""
+
+import os
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+
+from server.config import settings
+from server.errors import BadInput
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The settings that an environment makes."""
+    for name in os.environ:
+        if name.startswith("ORDERNUMBERS_") or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+
+    def read(**environment):
+        with monkeypatch.context() as context:
+            for name, value in environment.items():
+                context.setenv(name if name == "DATABASE_URL" else f"ORDERNUMBERS_{name}", value)
+            settings.cache_clear()
+            try:
+                return settings()
+            finally:
+                settings.cache_clear()
+
+    return read
+
+
+@pytest.fixture
+def refusal(told):
+    def read(**environment):
+        with pytest.raises(BadInput) as refused:
+            told(**environment)
+        return str(refused.value)
+
+    return read
+
+
+def test_nothing_need_be_set(told):
+    default = told()
+    assert (str(default.bind), str(default.grpc_bind), default.rest_port) == ("127.0.0.1", "127.0.0.1", 8080)
+    assert default.workers == os.cpu_count()
+    assert default.data_dir == Path.cwd() / ".data"
+    assert default.database_url is None
+
+
+def test_what_is_set_counts(told):
+    url = "postgresql://someone@one,other/numbers"
+    read = told(DATABASE_URL=url, BIND="::1", GRPC_PORT="6000", WORKERS="3", EDGE_REFLECTION="true", DATA_DIR="~/here")
+    assert read.database_url == url
+    assert read.bind == IPv6Address("::1")
+    assert read.grpc_ports == [6000, 6001, 6002]
+    assert read.edge_reflection is True
+    assert read.data_dir == Path.home() / "here"
+
+
+def test_what_is_set_to_nothing_is_not_set(told):
+    assert told(DATABASE_URL="", REST_PORT="", TLS_CERT="") == told()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BIND", "localhost"),
+        ("GRPC_BIND", "256.0.0.1"),
+        ("REST_PORT", "0"),
+        ("REST_PORT", "65536"),
+        ("GRPC_PORT", "http"),
+        ("ENVOY_ADMIN_PORT", "-1"),
+        ("WORKERS", "0"),
+        ("WORKERS", "two"),
+        ("LANES", "17"),
+        ("BATCH_NUMBERS_MAX", "99"),
+        ("QUEUE_ORDERS_MAX", "0"),
+        ("RATE_LIMIT_PER_KEY", "0"),
+        ("KEY_CACHE_SECONDS", "2.1"),
+        ("DEADLINE_SECONDS_MAX", "0"),
+        ("DEADLINE_SECONDS_MAX", "nan"),
+        ("DRAIN_SECONDS", "-1"),
+        ("LOCK_TIMEOUT_MS", "0.5"),
+        ("EDGE_REFLECTION", "maybe"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(refusal, name, value):
+    assert refusal(**{name: value}).startswith(f"ORDERNUMBERS_{name}: ")
+
+
+def test_every_wrong_value_is_told_at_once(refusal):
+    told = refusal(REST_PORT="http", WORKERS="0").split("; ")
+    assert [each.split(":")[0] for each in told] == ["ORDERNUMBERS_REST_PORT", "ORDERNUMBERS_WORKERS"]
+
+
+def test_another_database_is_refused_without_its_password(refusal):
+    assert refusal(DATABASE_URL="mysql://someone:sekret@host/db") == "DATABASE_URL: must be a postgresql:// URL"
+
+
+def test_an_unknown_variable_is_refused(refusal):
+    assert refusal(REST_PROT="8081").startswith("ORDERNUMBERS_REST_PROT is not a setting; the settings are ")
+    assert refusal(DATABASE_URL_="x").startswith("ORDERNUMBERS_DATABASE_URL_ is not a setting")
+
+
+def test_a_certificate_needs_its_key(told, refusal, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.touch()
+    together = "ORDERNUMBERS_TLS_CERT and ORDERNUMBERS_TLS_KEY must be set together"
+    assert refusal(TLS_CERT=str(certificate)) == refusal(TLS_KEY=str(key)) == together
+    assert refusal(TLS_CERT=str(certificate), TLS_KEY=str(key)) == f"ORDERNUMBERS_TLS_KEY: {key} is not a file"
+    key.touch()
+    assert told(TLS_CERT=str(certificate), TLS_KEY=str(key)).tls_key == key
+
+
+def test_no_two_ports_are_the_same(refusal):
+    assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and end at 65535")
+    assert refusal(REST_PORT="9901").startswith("the ports must differ")
+    assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and end at 65535")
