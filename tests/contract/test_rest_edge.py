@@ -9,9 +9,14 @@ from contextlib import ExitStack
 import grpc
 import httpx
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.rpc import status_pb2
+from h2.connection import H2Connection
+from h2.events import ResponseReceived, StreamEnded, TrailersReceived
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ordernumbers.v1.errors_pb2 import Error, ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import REQUEST_BODY_BYTES_MAX
@@ -476,6 +481,7 @@ def test_healthz_is_ok_while_a_server_serves(edge):
     assert_refused(other, 405)
     assert other.headers["allow"] == "GET, HEAD"
     assert_refused(edge.get("/healthz?x=1"), 400, {"x": "unknown parameter"})
+    assert_refused(edge.get("/healthz", headers={"content-type": "application/grpc"}), 415)
 
 
 def test_503_when_no_server_is_there(tmp_path):
@@ -530,7 +536,76 @@ def test_a_broken_server_tells_nothing_internal(tmp_path, behaviour, status):
         assert_refused(answer, status)
 
 
+def refuse_after_headers(request, context):
+    """As our server refuses, but late: everything is in the trailers."""
+    context.send_initial_metadata([("x-early", "1")])
+    request_id = dict(context.invocation_metadata())["x-request-id"]
+    response = Any()
+    response.Pack(ErrorResponse(error=Error(code="INSUFFICIENT_CREDIT", message="poor", request_id=request_id)))
+    details = status_pb2.Status(code=9, message="poor", details=[response]).SerializeToString()
+    trailers = [("http-status", "402"), ("x-request-id", request_id), ("grpc-status-details-bin", details)]
+    context.set_trailing_metadata(trailers)
+    context.abort(grpc.StatusCode.FAILED_PRECONDITION, "poor")
+
+
+def sell_with_trailers(request, context):
+    context.set_trailing_metadata([("http-status", "200"), ("x-request-id", "x"), ("x-other", "x")])
+    return sell(request, context)
+
+
+def trailers_over_http2(port):
+    """Of an order over REST: httpx does not show them."""
+    connection = H2Connection()
+    connection.initiate_connection()
+    path = [(":method", "POST"), (":path", ROUTE), (":scheme", "http"), (":authority", "x")]
+    connection.send_headers(1, [*path, *JSON.items()])
+    connection.send_data(1, b"{}", end_stream=True)
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as wire:
+        events = []
+        while not any(isinstance(event, StreamEnded) for event in events):
+            wire.sendall(connection.data_to_send())
+            events += connection.receive_data(wire.recv(65536))
+    assert any(isinstance(event, ResponseReceived) for event in events)
+    return [event for event in events if isinstance(event, TrailersReceived)]
+
+
+def test_trailers_end_at_the_edge(tmp_path):
+    own = local_settings(tmp_path, workers=1)
+    for behaviour, status in ((refuse_after_headers, 402), (sell_with_trailers, 200)):
+        with running_server(own.grpc_port, behaviour), running_edge(own):
+            wait_until_ready(own)
+            answer = httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={})
+            assert answer.status_code == status
+            assert_clean(answer.headers)
+            if status == 402:
+                request_id = answer.headers["x-request-id"]
+                assert answer.json() == failure("INSUFFICIENT_CREDIT", "poor", request_id)
+            assert trailers_over_http2(own.rest_port) == []
+            with grpc.insecure_channel(f"127.0.0.1:{own.rest_port}") as channel:
+                call = PhoneNumberServiceStub(channel).OrderNumbers.future(OrderNumbersRequest())
+                assert "http-status" not in dict(call.trailing_metadata())
+                assert "x-request-id" in dict(call.trailing_metadata())
+
+
 # ---------------------------------------------------------------- native gRPC through the same port
+
+
+def test_a_client_cannot_order_retries(tmp_path):
+    own = local_settings(tmp_path, workers=1)
+    calls = []
+
+    def refuse(request, context):
+        calls.append(request)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "no")
+
+    metadata = [("x-envoy-retry-on", "5xx"), ("x-envoy-retry-grpc-on", "unavailable"), ("x-envoy-max-retries", "3")]
+    with running_server(own.grpc_port, refuse), running_edge(own):
+        wait_until_ready(own)
+        with grpc.insecure_channel(f"127.0.0.1:{own.rest_port}") as channel:
+            order = PhoneNumberServiceStub(channel).OrderNumbers
+            assert order.future(OrderNumbersRequest(), metadata=metadata).code() == grpc.StatusCode.UNAVAILABLE
+        httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={}, headers=dict(metadata))
+    assert len(calls) == 2
 
 
 def test_native_grpc_keeps_its_status_and_gets_the_edges_id(service, shop):
