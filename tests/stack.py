@@ -1,5 +1,6 @@
 """Everything on this machine as real processes, started and stopped as an operator does."""
 
+import json
 import random
 import re
 import signal
@@ -7,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,6 +22,7 @@ from server.process import environment_of
 COMMAND = str(Path(sys.executable).with_name("ordernumbers"))
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
+WAIT_SECONDS_MAX = 60
 FIRST_PORT, LAST_PORT = 21_000, 32_000
 """Below the ports that the kernel gives to clients, any of which may be taken at any time."""
 
@@ -44,17 +48,30 @@ def local_settings(data_dir: Path, **settings) -> Settings:
     return Settings(**{"data_dir": data_dir, "database_url": None, "drain_seconds": 1, **ports, **settings})
 
 
+def wait_until(happened: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def gone(processes: Iterable[psutil.Process]) -> bool:
+    """Whether none of them runs any more."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
 class Up:
     """A running `ordernumbers up`. Its logs are in `folder`, which is also where it was started."""
 
-    def __init__(self, settings: Settings, folder: Path, *options: str) -> None:
+    def __init__(self, settings: Settings, folder: Path, *options: str, by: Sequence[str] = ()) -> None:
+        """`by` is the command line that shall run it, if it is not to be run directly."""
         self.settings = settings
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
             # Under a guard, so that it ends when the tests are killed.
             self.parent = subprocess.Popen(
-                guarded([COMMAND, "up", *options], grace_seconds=STOP_SECONDS_MAX),
+                guarded([*by, COMMAND, "up", *options], grace_seconds=STOP_SECONDS_MAX),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
@@ -101,6 +118,19 @@ class Up:
         if self.parent.poll() is None:
             self.process.send_signal(number)
         return self.until_ended()
+
+    def command(self, *words: str) -> Any:
+        """What another `ordernumbers` command with the same settings answers."""
+        done = subprocess.run(
+            [COMMAND, *words, "--json"],
+            env=environment_of(self.settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     def pasted(self, command: str) -> subprocess.CompletedProcess[str]:
         """What the banner's lines that begin with `command` do when they are pasted into a shell."""

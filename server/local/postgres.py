@@ -72,6 +72,7 @@ class EmbeddedPostgres:
 
     def __init__(self, data_dir: Path, *, fsync: bool = True) -> None:
         self._data_dir = data_dir.absolute()
+        self._durable = fsync
         self._settings = SETTINGS if fsync else SETTINGS | UNSAFE_BUT_FAST
         self._claim: IO[Any] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -124,7 +125,7 @@ class EmbeddedPostgres:
         account = _account(cluster)
         binaries = _binaries(account)
         if not cluster.exists():
-            _make_cluster(cluster, binaries, account)
+            _make_cluster(cluster, binaries, account, durable=self._durable)
         cluster = cluster.resolve()
         self._socket_dir = _socket_dir(self._data_dir, account)
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
@@ -308,7 +309,7 @@ def _make_folder(folder: Path) -> None:
 # ---------------------------------------------------------------- its files
 
 
-def _make_cluster(cluster: Path, binaries: Path, account: Account | None) -> None:
+def _make_cluster(cluster: Path, binaries: Path, account: Account | None, *, durable: bool) -> None:
     """The folder with the databases; a start that is killed leaves none that is half made."""
     new = _own_folder(cluster.with_name(f"{cluster.name}.new"), account)
     if not _can(account, "-w", new):
@@ -316,7 +317,7 @@ def _make_cluster(cluster: Path, binaries: Path, account: Account | None) -> Non
         elsewhere = Path(tempfile.mkdtemp(prefix=f"{cluster.parent.parent.name}-", dir=_roots_place()))
         elsewhere.chmod(0o711)
         new = _own_folder(elsewhere / new.name, account)
-    _initdb(new, binaries, account)
+    _initdb(new, binaries, account, durable=durable)
     made = new.rename(new.with_name(cluster.name))
     if made != cluster:
         cluster.unlink(missing_ok=True)  # a link that leads nowhere
@@ -333,9 +334,10 @@ def _own_folder(folder: Path, account: Account | None) -> Path:
     return folder
 
 
-def _initdb(folder: Path, binaries: Path, account: Account | None) -> None:
+def _initdb(folder: Path, binaries: Path, account: Account | None, *, durable: bool) -> None:
     locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options = [f"--username={SUPERUSER}", "--auth=trust", "--no-instructions", *locale]
+    options += [] if durable else ["--no-sync"]
     done = _as(account, [str(binaries / "initdb"), f"--pgdata={folder}", *options])
     if done.returncode:
         shutil.rmtree(folder, ignore_errors=True)

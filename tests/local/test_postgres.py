@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,17 +16,10 @@ from server.errors import BadInput
 from server.local import postgres as module
 from server.local.guard import guarded
 from server.local.postgres import EmbeddedPostgres, url_of_running
+from tests.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS_MAX = 30
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-def wait_until(happened):
-    deadline = time.monotonic() + WAIT_SECONDS_MAX
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def value(url, query):

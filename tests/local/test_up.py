@@ -1,0 +1,212 @@
+"""`ordernumbers up`, as a newcomer and an operator meet it: start, the pasted call, refusals, stop, start again."""
+
+import json
+import os
+import signal
+import socket
+import stat
+from urllib.request import urlopen
+
+import pytest
+
+from server.local.postgres import EmbeddedPostgres
+from tests.stack import Up, gone, local_settings, wait_until
+
+
+def start(open_path, name="one", **settings):
+    folder = open_path / name
+    return Up(local_settings(folder / ".data", **settings), folder)
+
+
+def again(up, *options):
+    """Started once more, after it ended."""
+    return Up(up.settings, up.folder, *options)
+
+
+@pytest.fixture
+def up(open_path):
+    with start(open_path) as up:
+        yield up.until_ready()
+
+
+# ---------------------------------------------------------------- a first start
+
+
+def test_the_calls_of_the_banner_order_numbers_when_they_are_pasted(up):
+    answer = json.loads(up.pasted("curl").stdout)
+    assert answer["success"] is True
+    assert [row["number"] for row in answer["data"]] == ["+14155550100"]
+    assert json.loads(up.pasted("buf").stdout)["data"][0]["number"] == "+14155550101"
+    assert urlopen(f"http://127.0.0.1:{up.settings.rest_port}/healthz").status == 200
+    assert up.command("check") == {"ok": True, "violations": []}
+
+
+def test_the_demo_has_what_an_order_needs(up):
+    ids = json.loads((up.settings.data_dir / "demo.json").read_text())
+    demo = up.command("org", "show", ids["organization_id"])
+    assert (demo["name"], demo["balance"], demo["numbers"]) == ("Demo", "10000.00", 0)
+    stats = up.command("inventory", "stats")
+    assert {kind: counts["available"] for kind, counts in stats.items()} == {
+        "local": 900,
+        "toll_free": 90,
+        "short_code": 10,
+    }
+    up.pasted("curl")
+    assert up.command("org", "show", ids["organization_id"])["balance"] == "9999.00"
+
+
+def test_the_key_is_in_its_file_alone(up):
+    key_file = up.settings.data_dir / "demo.key"
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    key = key_file.read_text().strip()
+    up.pasted("curl")
+    seen = [path for path in up.folder.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert seen == [key_file]
+    assert key not in " ".join(word for process in up.processes() for word in process.cmdline())
+
+
+def test_the_database_s_url_is_on_no_command_line(service):
+    words = [word for process in service.up.processes() for word in process.cmdline()]
+    assert service.database.url not in " ".join(words)
+
+
+# ---------------------------------------------------------------- a second start
+
+
+def test_a_second_start_finds_its_data_and_offers_another_number(up):
+    first = json.loads(up.pasted("curl").stdout)
+    assert up.stop() == 0
+    with again(up) as second:
+        second.until_ready()
+        answer = json.loads(second.pasted("curl").stdout)
+        assert [row["number"] for row in answer["data"]] == ["+14155550101"]
+        sold = second.command("inventory", "stats")["local"]["assigned"]
+        assert (first["success"], sold) == (True, 2)
+
+
+@pytest.mark.parametrize("lost", ["demo.key", "demo.json"])
+def test_what_was_lost_of_the_demo_is_made_again_or_missed_aloud(up, lost):
+    up.stop()
+    (up.settings.data_dir / lost).unlink()
+    with again(up) as second:
+        second.until_ready()
+        if lost == "demo.key":
+            assert json.loads(second.pasted("curl").stdout)["success"] is True
+        else:
+            assert "There is no demo: the database has organizations" in second.banner
+
+
+def test_without_demo_there_is_none(open_path):
+    settings = local_settings(open_path / ".data", workers=1)
+    with Up(settings, open_path, "--no-demo") as up:
+        up.until_ready()
+        assert up.command("inventory", "stats")["local"]["available"] == 0
+        assert not (settings.data_dir / "demo.key").exists()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("port", "variable"),
+    [
+        ("rest_port", "ORDERNUMBERS_REST_PORT"),
+        ("envoy_admin_port", "ORDERNUMBERS_ENVOY_ADMIN_PORT"),
+        ("grpc_port", "ORDERNUMBERS_GRPC_PORT"),
+    ],
+)
+def test_a_port_in_use_is_named_with_its_setting_before_anything_starts(open_path, port, variable):
+    settings = local_settings(open_path / ".data")
+    number = getattr(settings, port)
+    with socket.create_server(("127.0.0.1", number)):
+        up = Up(settings, open_path)
+        assert up.until_ended() == 1
+    assert f"port {number} of 127.0.0.1 is in use; stop what uses it, or set {variable} to another\n" in up.logs
+    assert "Traceback" not in up.logs
+    assert list(settings.data_dir.glob("postgres-*")) == []
+
+
+def test_a_data_folder_in_use_is_named(open_path):
+    settings = local_settings(open_path / ".data")
+    with EmbeddedPostgres(settings.data_dir, fsync=False):
+        up = Up(settings, open_path)
+        assert up.until_ended() == 1
+    assert f"the data folder {settings.data_dir} is in use by another `ordernumbers up`" in up.logs
+    assert "ORDERNUMBERS_DATA_DIR" in up.logs
+
+
+def test_a_database_that_does_not_answer_is_said_so(open_path):
+    up = Up(local_settings(open_path / ".data", database_url="postgresql://u:secret@127.0.0.1:1/db"), open_path)
+    assert up.until_ended() == 1
+    assert "the database does not answer" in up.logs
+    assert "secret" not in up.logs
+    assert "Traceback" not in up.logs
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def test_two_copies_run_side_by_side(open_path):
+    with start(open_path, "one", workers=1) as one, start(open_path, "other", workers=1) as other:
+        for up in (one.until_ready(), other.until_ready()):
+            assert json.loads(up.pasted("curl").stdout)["data"][0]["number"] == "+14155550100"
+
+
+# ---------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_stops_every_process_and_succeeds(up, number):
+    processes = up.processes()
+    assert len(processes) > 8
+    assert up.stop(number) == 0
+    assert gone(processes)
+
+
+def test_ctrl_c_at_the_terminal_reaches_up_alone(up):
+    sessions = {os.getsid(process.pid) for process in up.processes()[1:]}
+    assert os.getsid(up.process.pid) not in sessions
+
+
+def test_killed_while_it_starts_it_leaves_nothing_running_and_starts_again(open_path):
+    up = start(open_path, workers=1)
+    wait_until(lambda: list(up.settings.data_dir.glob("postgres-*.new")))
+    processes = up.processes()
+    up.process.kill()
+    assert up.until_ended() == 128 + signal.SIGKILL
+    wait_until(lambda: gone(processes))
+    with again(up) as second:
+        assert json.loads(second.until_ready().pasted("curl").stdout)["success"] is True
+
+
+def test_stopped_while_it_starts_it_stops(open_path):
+    up = start(open_path, workers=1)
+    wait_until((up.settings.data_dir / ".lock").exists)
+    assert up.stop() == 0
+    assert up.banner == ""
+
+
+# ---------------------------------------------------------------- what ends by itself
+
+
+def test_what_ends_by_itself_is_started_again_and_orders_go_on(up):
+    def sold():
+        up_again = json.loads(up.pasted("curl").stdout or "{}")
+        return up_again.get("success") or up_again.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
+
+    assert sold()
+    for victim in victims(up):
+        victim.kill()
+        wait_until(lambda victim=victim: gone([victim]))
+        wait_until(sold)
+    assert up.command("check")["ok"] is True
+
+
+def victims(up):
+    """A worker, Envoy and PostgreSQL's postmaster."""
+    for mark in ("server.process", "bin/envoy", "bin/postgres"):
+        yield next(
+            process
+            for process in up.processes()
+            if mark in " ".join(process.cmdline()) and "guard.py" not in " ".join(process.cmdline())
+        )
