@@ -70,7 +70,7 @@ class Service:
 
 
 @contextmanager
-def _open_folder() -> Iterator[Path]:
+def open_folder() -> Iterator[Path]:
     """Unlike pytest's own, one that PostgreSQL's user can enter when we are root."""
     with TemporaryDirectory(prefix="ordernumbers-test-") as folder:
         Path(folder).chmod(0o711)
@@ -79,13 +79,13 @@ def _open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def open_path():
-    with _open_folder() as folder:
+    with open_folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def postgres_dir():
-    with _open_folder() as folder:
+    with open_folder() as folder:
         yield folder / "data"
 
 

@@ -10,6 +10,7 @@ from urllib.request import urlopen
 import pytest
 
 from server.local.postgres import EmbeddedPostgres
+from tests.conftest import open_folder
 from tests.stack import Up, gone, local_settings, wait_until
 
 
@@ -18,41 +19,30 @@ def start(open_path, name="one", **settings):
     return Up(local_settings(folder / ".data", **settings), folder)
 
 
-def again(up, *options):
-    """Started once more, after it ended."""
-    return Up(up.settings, up.folder, *options)
-
-
-@pytest.fixture
-def up(open_path):
-    with start(open_path) as up:
+@pytest.fixture(scope="module")
+def up():
+    """One that several tests use: none of them stops it."""
+    with open_folder() as folder, start(folder, workers=1) as up:
         yield up.until_ready()
 
 
 # ---------------------------------------------------------------- a first start
 
 
-def test_the_calls_of_the_banner_order_numbers_when_they_are_pasted(up):
-    answer = json.loads(up.pasted("curl").stdout)
-    assert answer["success"] is True
-    assert [row["number"] for row in answer["data"]] == ["+14155550100"]
-    assert json.loads(up.pasted("buf").stdout)["data"][0]["number"] == "+14155550101"
+def test_the_calls_of_the_banner_order_numbers_when_they_are_pasted(open_path):
+    with start(open_path).until_ready() as up:
+        answer = json.loads(up.pasted("curl").stdout)
+        assert answer["success"] is True
+        assert [row["number"] for row in answer["data"]] == ["+14155550100"]
+        assert json.loads(up.pasted("buf").stdout)["data"][0]["number"] == "+14155550101"
+        ids = json.loads((up.settings.data_dir / "demo.json").read_text())
+        demo = up.command("org", "show", ids["organization_id"])
+        assert (demo["name"], demo["balance"], demo["numbers"]) == ("Demo", "9998.00", 2)
+        assert up.command("check") == {"ok": True, "violations": []}
+
+
+def test_it_is_healthy_when_it_says_that_it_is_ready(up):
     assert urlopen(f"http://127.0.0.1:{up.settings.rest_port}/healthz").status == 200
-    assert up.command("check") == {"ok": True, "violations": []}
-
-
-def test_the_demo_has_what_an_order_needs(up):
-    ids = json.loads((up.settings.data_dir / "demo.json").read_text())
-    demo = up.command("org", "show", ids["organization_id"])
-    assert (demo["name"], demo["balance"], demo["numbers"]) == ("Demo", "10000.00", 0)
-    stats = up.command("inventory", "stats")
-    assert {kind: counts["available"] for kind, counts in stats.items()} == {
-        "local": 900,
-        "toll_free": 90,
-        "short_code": 10,
-    }
-    up.pasted("curl")
-    assert up.command("org", "show", ids["organization_id"])["balance"] == "9999.00"
 
 
 def test_the_key_is_in_its_file_alone(up):
@@ -70,36 +60,31 @@ def test_the_database_s_url_is_on_no_command_line(service):
     assert service.database.url not in " ".join(words)
 
 
-# ---------------------------------------------------------------- a second start
+def test_ctrl_c_at_the_terminal_reaches_up_alone(up):
+    sessions = {os.getsid(process.pid) for process in up.processes()[1:]}
+    assert os.getsid(up.process.pid) not in sessions
 
 
-def test_a_second_start_finds_its_data_and_offers_another_number(up):
-    first = json.loads(up.pasted("curl").stdout)
-    assert up.stop() == 0
-    with again(up) as second:
-        second.until_ready()
+# ---------------------------------------------------------------- stop, and a second start
+
+
+def test_stopped_every_process_is_gone_and_a_second_start_finds_its_data(open_path):
+    with start(open_path).until_ready() as up:
+        assert json.loads(up.pasted("curl").stdout)["success"] is True
+        processes = up.processes()
+        assert len(processes) > 8
+        assert up.stop(signal.SIGTERM) == 0
+        assert gone(processes)
+    with Up(up.settings, up.folder).until_ready() as second:
         answer = json.loads(second.pasted("curl").stdout)
         assert [row["number"] for row in answer["data"]] == ["+14155550101"]
-        sold = second.command("inventory", "stats")["local"]["assigned"]
-        assert (first["success"], sold) == (True, 2)
-
-
-@pytest.mark.parametrize("lost", ["demo.key", "demo.json"])
-def test_what_was_lost_of_the_demo_is_made_again_or_missed_aloud(up, lost):
-    up.stop()
-    (up.settings.data_dir / lost).unlink()
-    with again(up) as second:
-        second.until_ready()
-        if lost == "demo.key":
-            assert json.loads(second.pasted("curl").stdout)["success"] is True
-        else:
-            assert "There is no demo: the database has organizations" in second.banner
+        assert second.command("inventory", "stats")["local"]["assigned"] == 2
+        assert second.stop(signal.SIGINT) == 0
 
 
 def test_without_demo_there_is_none(open_path):
     settings = local_settings(open_path / ".data", workers=1)
-    with Up(settings, open_path, "--no-demo") as up:
-        up.until_ready()
+    with Up(settings, open_path, "--no-demo").until_ready() as up:
         assert up.command("inventory", "stats")["local"]["available"] == 0
         assert not (settings.data_dir / "demo.key").exists()
 
@@ -152,20 +137,7 @@ def test_two_copies_run_side_by_side(open_path):
             assert json.loads(up.pasted("curl").stdout)["data"][0]["number"] == "+14155550100"
 
 
-# ---------------------------------------------------------------- the end
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_stops_every_process_and_succeeds(up, number):
-    processes = up.processes()
-    assert len(processes) > 8
-    assert up.stop(number) == 0
-    assert gone(processes)
-
-
-def test_ctrl_c_at_the_terminal_reaches_up_alone(up):
-    sessions = {os.getsid(process.pid) for process in up.processes()[1:]}
-    assert os.getsid(up.process.pid) not in sessions
+# ---------------------------------------------------------------- ended while it starts
 
 
 def test_killed_while_it_starts_it_leaves_nothing_running_and_starts_again(open_path):
@@ -175,7 +147,7 @@ def test_killed_while_it_starts_it_leaves_nothing_running_and_starts_again(open_
     up.process.kill()
     assert up.until_ended() == 128 + signal.SIGKILL
     wait_until(lambda: gone(processes))
-    with again(up) as second:
+    with Up(up.settings, up.folder) as second:
         assert json.loads(second.until_ready().pasted("curl").stdout)["success"] is True
 
 
@@ -189,24 +161,20 @@ def test_stopped_while_it_starts_it_stops(open_path):
 # ---------------------------------------------------------------- what ends by itself
 
 
-def test_what_ends_by_itself_is_started_again_and_orders_go_on(up):
-    def sold():
-        up_again = json.loads(up.pasted("curl").stdout or "{}")
-        return up_again.get("success") or up_again.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
-
-    assert sold()
-    for victim in victims(up):
-        victim.kill()
-        wait_until(lambda victim=victim: gone([victim]))
-        wait_until(sold)
+@pytest.mark.parametrize("mark", ["server.process", "bin/envoy", "bin/postgres"])
+def test_what_ends_by_itself_is_started_again_and_orders_go_on(up, mark):
+    victim = next(
+        process
+        for process in up.processes()
+        if mark in " ".join(process.cmdline()) and "guard.py" not in " ".join(process.cmdline())
+    )
+    victim.kill()
+    wait_until(lambda: gone([victim]))
+    wait_until(lambda: answers(up))
     assert up.command("check")["ok"] is True
 
 
-def victims(up):
-    """A worker, Envoy and PostgreSQL's postmaster."""
-    for mark in ("server.process", "bin/envoy", "bin/postgres"):
-        yield next(
-            process
-            for process in up.processes()
-            if mark in " ".join(process.cmdline()) and "guard.py" not in " ".join(process.cmdline())
-        )
+def answers(up):
+    """Whether an order is sold, or refused since the banner's number is sold already."""
+    answer = json.loads(up.pasted("curl").stdout or "{}")
+    return answer.get("success") or answer.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
