@@ -68,7 +68,7 @@ def main() -> None:
     """Run the command line and exit: 0, 1 when it could not be done, 2 when it was not understood."""
     as_json = "--json" in sys.argv
     try:
-        status = app(standalone_mode=not as_json)
+        status = app(prog_name="ordernumbers", standalone_mode=not as_json)
         sys.stdout.flush()
     except TyperException as error:
         _fail(error.format_message(), as_json, error.exit_code)

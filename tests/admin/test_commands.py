@@ -50,9 +50,14 @@ def test_an_organization_without_credit_has_no_ledger_entry(ordernumbers, databa
     assert rows(database, "SELECT * FROM ledger_entry") == []
 
 
-def test_its_assigned_numbers_are_counted(ordernumbers, shop):
-    number, _ = shop.numbers(2)
-    sell(shop, number)
+def test_its_assigned_numbers_are_counted(ordernumbers, database, shop):
+    kept, released, _ = shop.numbers(3)
+    sell(shop, kept)
+    sell(shop, released)
+    with database.engine.begin() as connection:
+        number = {"number": released}
+        connection.execute(text("UPDATE assignment SET released_at = now() WHERE number = :number"), number)
+        connection.execute(text("UPDATE phone_number SET assignment_id = NULL WHERE number = :number"), number)
     assert ordernumbers("org", "show", shop.id)["numbers"] == 1
 
 
