@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .DEFAULT_GOAL := help
-.PHONY: help run test gen lint check-gen pins clean
+.PHONY: help run test bench gen lint check-gen pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ run: $(READY) ## everything on this machine: PostgreSQL, servers, Envoy, a demo 
 
 test: $(READY) ## the whole test suite on real PostgreSQL and real Envoy
 	$(RUN) pytest -n 4
+
+bench: $(READY) ## orders against PostgreSQL's own benchmark, 15 minutes; QUICK=1: 2 minutes
+	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
 
 gen: $(READY) ## regenerate gen/ from protos/
 	$(RUN) python protos/generate.py

@@ -1,0 +1,121 @@
+"""`make bench`: how fast orders are, against PostgreSQL's own benchmark. README.md tells how to read it."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from server.config import settings
+from server.errors import BadInput
+from tests.bench import report
+from tests.bench.machine import describe
+from tests.bench.parts import running_postgres, work_folder
+from tests.bench.sides import PARTS, QUICK_PARTS, Bench, Effort, Measure, Side
+
+RESULTS = Path(__file__).parent / "results"
+WORKERS_MAX = 4  # with 64 clients of pgbench, what the connections of the embedded PostgreSQL suffice for
+OTHERS_CORES_FEW = 0.2
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def main() -> None:
+    arguments = _arguments()
+    effort = Effort(
+        quick=arguments.quick,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds or (1.5 if arguments.quick else 5),
+        warm_seconds=0.7 if arguments.quick else 1.5,
+        workers=arguments.workers or min(WORKERS_MAX, os.cpu_count() or 1),
+    )
+    parts = arguments.only or (QUICK_PARTS if effort.quick else PARTS)
+    result = run(effort, parts)
+    whole = not effort.quick and set(parts) == set(PARTS)
+    path = RESULTS / ("latest.json" if whole else "quick.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"Written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    if result["violations"]:
+        sys.exit(f"Invariants do not hold: {result['violations'][:10]}")
+
+
+def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
+    """Measure those parts, print the tables, and return it all as JSON has it."""
+    with work_folder() as folder, running_postgres(folder) as postgres:
+        machine = describe(folder, postgres.settings("server_version")["server_version"])
+        durable = postgres.settings("fsync", "synchronous_commit")
+        if set(durable.values()) != {"on"}:
+            raise BadInput(f"PostgreSQL is not durable: {durable}")
+        with ExitStack() as stack:
+            bench = Bench(postgres, folder, effort, stack)
+            measures = _measure(bench.sides(tuple(parts)), effort.rounds)
+            bench.note_memory()
+        if "growth" in parts:
+            measures |= _measure(list(bench.growth_sides()), effort.rounds)
+        console.print("Looking at the invariants…")
+        violations = bench.violations()
+    sides = report.medians(measures)
+    found = report.ratios(sides, bench.worker_rss_mb)
+    report.print_tables(console, sides, found)
+    return {
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine | durable,
+        "effort": {"rounds": effort.rounds, "seconds": effort.seconds, "workers": effort.workers},
+        "lanes": settings().lanes,
+        "ratios": found,
+        "fairness": report.fairness(sides),
+        "sides": {name: report.as_json(measure) for name, measure in sides.items()},
+        "violations": violations,
+    }
+
+
+def _measure(sides: list[Side], rounds: int) -> dict[str, list[Measure]]:
+    """Every side once a round; each round begins elsewhere, so that none is always the first."""
+    measures: dict[str, list[Measure]] = {side.name: [] for side in sides}
+    for number in range(rounds):
+        first = number * len(sides) // rounds
+        for side in sides[first:] + sides[:first]:
+            measure = side.measure()
+            measures[side.name].append(measure)
+            console.print(f"{number + 1}/{rounds}  {side.name:18} {_line(measure)}", highlight=False, soft_wrap=True)
+    return measures
+
+
+def _line(measure: Measure) -> str:
+    cpu = ", ".join(f"{name} {each:.0f}" for name, each in measure.cpu_us.items())
+    others = f"  (others: {measure.others_cores:.1f} cores)" if measure.others_cores > OTHERS_CORES_FEW else ""
+    latency = f"p50 {measure.p50_ms:7.2f} ms  p99 {measure.p99_ms:7.2f} ms"
+    return f"{measure.orders_per_second:8,.0f} orders/s  {latency}  CPU µs: {cpu}{others}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="sides 1 to 4 alone, in less than two minutes")
+    parser.add_argument("--only", type=_parts, metavar="PART,…", help=f"only these of {', '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured (3)")
+    parser.add_argument("--seconds", type=float, help="how long each time (5; quick: 1.5)")
+    parser.add_argument(
+        "--workers", type=int, help=f"of the server (as many as there are cores, at most {WORKERS_MAX})"
+    )
+    return parser.parse_args()
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(PARTS)}")
+    return parts
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BadInput, RuntimeError) as error:
+        sys.exit(f"bench: {error}")

