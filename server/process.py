@@ -241,23 +241,27 @@ def main(index: int) -> None:
     os.dup2(2, 1)  # whatever else is printed belongs to the logs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     log_as_json()
-    try:
-        uvloop.run(until_stopped(_work(index, report)))
-    except (BadInput, OSError) as error:
-        report.write(f"{error}\n".encode())
-        sys.exit(1)
+    uvloop.run(until_stopped(_work(index, report)))
 
 
 async def _work(index: int, report: IO[bytes]) -> None:
-    settings = settings_of_environment()
-    if settings.database_url is None:
-        raise BadInput("DATABASE_URL is not set")
-    server = await Server.start(settings, settings.database_url, settings.grpc_ports[index])
+    try:
+        server = await _started(index)
+    except (BadInput, OSError) as error:
+        report.write(f"{error}\n".encode())
+        return
     try:
         report.write(READY)
         await asyncio.Event().wait()
     finally:
         await server.drain()
+
+
+async def _started(index: int) -> Server:
+    settings = settings_of_environment()
+    if settings.database_url is None:
+        raise BadInput("DATABASE_URL is not set")
+    return await Server.start(settings, settings.database_url, settings.grpc_ports[index])
 
 
 def _die_with_parent() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,11 @@ def gone(processes: Iterable[psutil.Process]) -> bool:
 
 
 class Up:
-    """A running `ordernumbers up`. Its logs are in `folder`, which is also where it was started."""
+    """A running `ordernumbers up`, or another of its commands. Its logs are in `folder`, where it was started too."""
 
-    def __init__(self, settings: Settings, folder: Path, *options: str, by: Sequence[str] = ()) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, *options: str, command: str = "up", by: Sequence[str] = ()
+    ) -> None:
         """`by` is the command line that shall run it, if it is not to be run directly."""
         self.settings = settings
         self.folder = folder
@@ -71,7 +73,7 @@ class Up:
         with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
             # Under a guard, so that it ends when the tests are killed.
             self.parent = subprocess.Popen(
-                guarded([*by, COMMAND, "up", *options], grace_seconds=STOP_SECONDS_MAX),
+                guarded([*by, COMMAND, command, *options], grace_seconds=STOP_SECONDS_MAX),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
@@ -79,6 +81,10 @@ class Up:
                 env=environment_of(settings),
                 start_new_session=True,
             )
+
+    @property
+    def rest_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.rest_port}"
 
     @property
     def banner(self) -> str:
@@ -115,7 +121,7 @@ class Up:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Tell it to stop, and return its exit status."""
-        if self.parent.poll() is None:
+        with suppress(ValueError, psutil.NoSuchProcess):  # it has ended already
             self.process.send_signal(number)
         return self.until_ended()
 

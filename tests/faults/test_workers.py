@@ -1,0 +1,97 @@
+"""`ordernumbers serve` behind `ordernumbers edge`: workers come and go, and no call is the worse for it."""
+
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+
+from server.local.edge import is_ready
+from tests.load import Load
+from tests.shop import Shop
+from tests.stack import Up, gone, local_settings, wait_until
+
+
+@pytest.fixture
+def settings(open_path, database):
+    return local_settings(open_path / ".data", database_url=database.url, drain_seconds=2.5)
+
+
+@pytest.fixture
+def serve(settings, open_path):
+    with Up(settings, open_path / "serve", command="serve") as serve:
+        wait_until(lambda: "serving on" in serve.logs)
+        yield serve
+
+
+@pytest.fixture
+def edge(settings, open_path, serve):
+    with Up(settings, open_path / "edge", command="edge") as edge:
+        wait_until(lambda: asyncio.run(is_ready(settings)))
+        yield edge
+
+
+def workers(serve):
+    return [p for p in serve.process.children() if "server.process" in " ".join(p.cmdline())]
+
+
+def test_workers_are_replaced_one_by_one_without_failing_a_call(serve, edge, database):
+    old = workers(serve)
+    with Load(edge.rest_url, Shop.open(database.engine), numbers=30_000) as load:
+        wait_until(lambda: len(load.sold) > 50)
+        serve.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "every worker is a new one" in serve.logs)
+        load.enough.set()
+    assert load.refused == []
+    assert len(load.sold) < len(load.numbers), "the load ended before the workers were new"
+    assert gone(old)
+    assert len(workers(serve)) == 2
+
+
+def test_told_to_stop_it_serves_on_until_everyone_knows(serve, edge, database):
+    """Envoy hears from the drain and answers 503 by itself: no call that reached a worker fails."""
+    with Load(edge.rest_url, Shop.open(database.engine), numbers=30_000) as load:
+        wait_until(lambda: len(load.sold) > 50)
+        processes = serve.processes()
+        assert serve.stop() == 0
+        assert gone(processes)
+        load.enough.set()
+    answers = [answer for answer in load.refused if isinstance(answer, BaseException) or answer.status != 503]
+    assert answers == []
+
+
+def test_a_worker_that_ends_is_replaced(serve, settings):
+    (first, second) = workers(serve)
+    first.kill()
+    wait_until(lambda: {first.pid, second.pid} < {first.pid, *(p.pid for p in workers(serve))})
+    assert "ended by itself, with status -9; starting it again" in serve.logs
+
+
+def test_workers_end_with_a_parent_that_is_killed(serve):
+    processes = serve.processes()
+    assert len(processes) == 3
+    serve.process.kill()
+    wait_until(lambda: gone(processes))
+
+
+def test_a_frozen_worker_is_killed_in_the_end(settings, open_path):
+    with Up(
+        settings.model_copy(update={"drain_seconds": 0.0, "deadline_seconds_max": 0.5}), open_path, command="serve"
+    ) as serve:
+        wait_until(lambda: "serving on" in serve.logs)
+        frozen = workers(serve)[0]
+        os.kill(frozen.pid, signal.SIGSTOP)
+        assert serve.stop() == 0
+        assert gone([frozen])
+        assert "worker 0 did not drain in" in serve.logs
+
+
+def test_a_port_in_use_stops_the_parent_with_the_reason(settings, open_path):
+    with socket.create_server(("127.0.0.1", settings.grpc_ports[1])):
+        serve = Up(settings, open_path, command="serve")
+        assert serve.until_ended() == 1
+    reason = f"ordernumbers: worker 1 cannot start: port {settings.grpc_ports[1]} of 127.0.0.1 is in use\n"
+    assert reason in serve.logs
+    assert "Traceback" not in serve.logs
+    assert "ended by itself" not in serve.logs
