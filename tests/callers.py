@@ -64,12 +64,15 @@ class Grpc:
     """A native call, direct or through Envoy."""
 
     channel: grpc.Channel
+    timeout_seconds: float = TIMEOUT_SECONDS
 
     def __call__(self, key: str | None, **request: Any) -> Answer:
         metadata = [] if key is None else [("authorization", authorization(key))]
         method = PhoneNumberServiceStub(self.channel).OrderNumbers
         try:
-            message, call = method.with_call(OrderNumbersRequest(**request), metadata=metadata, timeout=TIMEOUT_SECONDS)
+            message, call = method.with_call(
+                OrderNumbersRequest(**request), metadata=metadata, timeout=self.timeout_seconds
+            )
         except grpc.RpcError as error:
             return _refusal(error)
         headers = _headers(call)

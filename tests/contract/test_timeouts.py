@@ -1,0 +1,54 @@
+"""When the database stands still: TIMEOUT, on either transport, and the order may have been carried out."""
+
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+
+from tests.callers import Grpc, failure
+
+SERVERS = text(
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ordernumbers' "
+    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+)
+
+
+@pytest.fixture
+def frozen(service):
+    """Stops every backend that serves the workers, as a machine would that stands still."""
+
+    @contextmanager
+    def freeze():
+        with service.database.engine.connect() as connection:
+            pids = connection.execute(SERVERS).scalars().all()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    return freeze
+
+
+def test_an_order_under_way_when_time_is_up_is_a_timeout(call, shop, frozen):
+    impatient = replace(call, timeout_seconds=2) if isinstance(call, Grpc) else call
+    assert call(shop.key, numbers=shop.numbers(1)).status == 200  # its key is known and a connection open
+    numbers = shop.numbers(1)
+    with frozen():
+        answer = impatient(shop.key, numbers=numbers)
+    assert (answer.status, answer.body) == (504, failure("TIMEOUT", "request timed out", answer.request_id))
+    assert call(shop.key, numbers=numbers).status in (200, 409)
+
+
+def test_who_waits_longer_hears_that_nothing_was_written(grpc_direct_call, shop, frozen):
+    assert grpc_direct_call(shop.key, numbers=shop.numbers(1)).status == 200
+    numbers = shop.numbers(1)
+    with frozen():
+        answer = grpc_direct_call(shop.key, numbers=numbers)
+    assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
+    assert grpc_direct_call(shop.key, numbers=numbers).status == 200
