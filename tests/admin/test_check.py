@@ -1,7 +1,7 @@
 """The check finds each kind of damage, names the row, and nothing else; and it is not fooled by sales going on."""
 
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from uuid import UUID
 
 import pytest
@@ -239,21 +239,21 @@ def test_every_range_is_looked_at(damaged, monkeypatch):
 
 @pytest.mark.parametrize("statements", ["SELECT", "SELECT entry_no, order_id"])
 def test_sales_going_on_are_no_violations(database, shop, monkeypatch, statements):
-    """Before each of these statements of the check a number is sold."""
+    """Before every second of these statements of the check a number is sold."""
     monkeypatch.setattr(check, "RANGE_ROWS", 3)
-    numbers = iter(shop.numbers(50))
+    numbers, turns = iter(shop.numbers(50)), cycle([False, True])
     sell(shop, next(numbers))
     shop_elsewhere = replace(shop, engine=admin_engine(database.url))
 
     @event.listens_for(database.engine, "before_cursor_execute")
     def sell_one(connection, cursor, statement, *_):
-        if statements in statement:
+        if statements in statement and next(turns):
             for number in islice(numbers, 1):
                 sell(shop_elsewhere, number)
 
     assert violations(database.engine) == []
     event.remove(database.engine, "before_cursor_execute", sell_one)
-    assert len(shop.owned()) > 2
+    assert len(shop.owned()) > 1
 
 
 def test_a_sale_in_the_middle_is_not_seen_by_half(database, shop):
