@@ -1,9 +1,9 @@
-"""Who calls, and what the call needs: the bearer key of the metadata, and the scope its method declares."""
+"""Who calls, and what the call needs: the bearer key of its metadata, and the scope that its method declares."""
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -30,11 +30,10 @@ def required_scope(method: MethodDescriptor) -> str | None:
     return method.GetOptions().Extensions[options_pb2.required_scope] or None
 
 
-def bearer_key(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The one well-formed key in a call's metadata. Raises UNAUTHORIZED."""
-    values = [value for name, value in metadata if name == "authorization"]
-    if len(values) == 1 and isinstance(values[0], str):
-        match = _BEARER.fullmatch(values[0])
+def bearer_key(authorization: Sequence[str | bytes]) -> str:
+    """The one well-formed key among the values of a call's `authorization`. Raises UNAUTHORIZED."""
+    if len(authorization) == 1 and isinstance(authorization[0], str):
+        match = _BEARER.fullmatch(authorization[0])
         if match and keys.is_well_formed(match[1]):
             return match[1]
     raise Refusal(Code.UNAUTHORIZED)
@@ -53,9 +52,9 @@ class Authenticator:
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
 
-    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal:
+    async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
         """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error if the look-up fails."""
-        digest = keys.digest(bearer_key(metadata))
+        digest = keys.digest(bearer_key(authorization))
         known = self._known.get(digest)
         if known and known[0] > time.monotonic():
             return known[1]

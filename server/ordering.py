@@ -5,8 +5,8 @@ It imports neither gRPC nor SQL. What it is given has been read under locks that
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 from server.errors import Code, Refusal, Shortage
@@ -17,8 +17,7 @@ Id = str
 SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One order as asked, with the ids it will have if it is placed; one assignment id a number, in its order."""
 
     id: Id
@@ -77,20 +76,18 @@ class Campaign(NamedTuple):
     identity_status: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What the database says of all that a batch of orders names. What is not in it does not exist."""
 
     now: datetime
-    numbers: Mapping[str, Number] = field(default_factory=dict)
-    accounts: Mapping[Id, Account] = field(default_factory=dict)
-    keys: Mapping[Id, Key] = field(default_factory=dict)
-    campaigns: Mapping[tuple[Id, Id], Campaign] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = MappingProxyType({})
+    accounts: Mapping[Id, Account] = MappingProxyType({})
+    keys: Mapping[Id, Key] = MappingProxyType({})
+    campaigns: Mapping[tuple[Id, Id], Campaign] = MappingProxyType({})
     """By organization and campaign."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """An order that is carried out: its numbers as they were, its cost, and the account after it."""
 
     order: Order

@@ -6,12 +6,11 @@ here and not by grpc, which would tell callers UNKNOWN and the text of the excep
 """
 
 import asyncio
-import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -155,10 +154,11 @@ class Calls:
         request_class = GetMessageClass(method.input_type)
 
         async def handle(raw: bytes, context: Context) -> bytes:
-            line = Line(name, _request_id(context.invocation_metadata() or ()))
+            said = _said(context.invocation_metadata() or ())
+            line = Line(name, _request_id(said.get("x-request-id", ())))
             context.set_trailing_metadata((("x-request-id", line.request_id),))
             try:
-                line.principal = await self._authenticator.authenticate(context.invocation_metadata() or ())
+                line.principal = await self._authenticator.authenticate(said.get("authorization", ()))
                 if scope is None or scope not in line.principal.scopes:
                     raise Refusal(Code.FORBIDDEN)
                 request = _parse(request_class, raw)
@@ -190,11 +190,18 @@ class Calls:
         )
 
 
-def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The caller's, if it is a ULID; else a new one."""
+def _said(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, list[str | bytes]]:
+    """What a call's metadata says, by name; most names once."""
+    said: dict[str, list[str | bytes]] = {}
     for name, value in metadata:
-        if name == "x-request-id" and isinstance(value, str) and ULID_FORM.fullmatch(value):
-            return value
+        said.setdefault(name, []).append(value)
+    return said
+
+
+def _request_id(values: Sequence[str | bytes]) -> str:
+    """The caller's, if it is one ULID; else a new one."""
+    if len(values) == 1 and isinstance(values[0], str) and ULID_FORM.fullmatch(values[0]):
+        return values[0]
     return str(ULID())
 
 
@@ -256,17 +263,15 @@ class Line:
         self.code: str = "OK"
 
     def __str__(self) -> str:
-        said: dict[str, object] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": self.request_id,
-            "method": self.method,
-            "code": self.code,
-            "ms": round((time.perf_counter() - self.started) * 1000, 3),
-        }
-        if self.principal:
-            said["organization"] = self.principal.organization_id
-            said["key_id"] = self.principal.api_key_id
-        return json.dumps(said)
+        """JSON, by hand: it is a tenth of the cost, and nothing in it is a caller's text."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        ms = (time.perf_counter() - self.started) * 1000
+        key = self.principal
+        who = f', "organization": "{key.organization_id}", "key_id": "{key.api_key_id}"' if key else ""
+        return (
+            f'{{"time": "{now}", "request_id": "{self.request_id}", "method": "{self.method}", '
+            f'"code": "{self.code}", "ms": {ms:.3f}{who}}}'
+        )
 
 
 class CallLog:

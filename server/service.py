@@ -1,7 +1,7 @@
 """The methods: protobuf to domain and back, a few lines each. What every call needs is done before (rpc.py)."""
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
@@ -12,8 +12,7 @@ from server.batching import Batcher
 from server.ordering import Order, Placed
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What is known of a call beside its request. `timeout_seconds` is how long its answer still matters."""
 
     request_id: str

@@ -76,8 +76,7 @@ def test_a_connection_serves_one_batch_after_another_refused_or_not(database, sh
 
 
 def test_a_key_of_nobody_is_unauthorized(database, shop):
-    stranger = order(shop, *shop.numbers(1))
-    object.__setattr__(stranger, "api_key_id", str(uuid4()))
+    stranger = order(shop, *shop.numbers(1))._replace(api_key_id=str(uuid4()))
     assert codes(carry_out(database, [stranger])[0]) == ["UNAUTHORIZED"]
 
 

@@ -17,7 +17,7 @@ from server.rpc import Calls
 class Knows:
     """An authenticator that knows every key, with every scope."""
 
-    async def authenticate(self, metadata):
+    async def authenticate(self, authorization):
         return Principal(UUID(int=1), UUID(int=2), frozenset(SCOPES))
 
 

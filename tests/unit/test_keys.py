@@ -40,26 +40,26 @@ def test_only_the_sha256_digest_is_kept():
 
 @pytest.mark.parametrize("value", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER  {KEY}"])
 def test_the_scheme_may_be_in_any_case(value):
-    assert bearer_key([("user-agent", "x"), ("authorization", value)]) == KEY
+    assert bearer_key([value]) == KEY
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    "authorization",
     [
         [],
-        [("authorization", KEY)],
-        [("authorization", f"Basic {KEY}")],
-        [("authorization", f"Bearer{KEY}")],
-        [("authorization", f"Bearer {KEY} ")],
-        [("authorization", f" Bearer {KEY}")],
-        [("authorization", f"Bearer {KEY},Bearer {KEY}")],
-        [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")],
-        [("authorization", f"Bearer {KEY}".encode())],
-        [("authorization", "Bearer ")],
-        [("authorization", "Bearer am_live_" + "0" * 44)],
+        [KEY],
+        [f"Basic {KEY}"],
+        [f"Bearer{KEY}"],
+        [f"Bearer {KEY} "],
+        [f" Bearer {KEY}"],
+        [f"Bearer {KEY},Bearer {KEY}"],
+        [f"Bearer {KEY}", f"Bearer {KEY}"],
+        [f"Bearer {KEY}".encode()],
+        ["Bearer "],
+        ["Bearer am_live_" + "0" * 44],
     ],
 )
-def test_no_malformed_or_repeated_key_is_taken(metadata):
+def test_no_malformed_or_repeated_key_is_taken(authorization):
     with pytest.raises(Refusal) as refused:
-        bearer_key(metadata)
+        bearer_key(authorization)
     assert refused.value.code is Code.UNAUTHORIZED
