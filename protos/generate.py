@@ -8,14 +8,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
+import grpc_tools
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
 from protovalidate._gen.buf.validate import validate_pb  # type: ignore[attr-defined]
 
 PROTOS = Path(__file__).parent
@@ -27,12 +28,9 @@ ERROR_DETAILS = "google/rpc/error_details.proto"
 
 def protoc(validate: Path, *arguments: str) -> None:
     """Run protoc with protos/ and the include paths of the installed packages; its own messages tell what is wrong."""
-    spec = find_spec("google.rpc")
-    assert spec is not None and spec.submodule_search_locations
-    googleapis = Path(next(iter(spec.submodule_search_locations))).parent.parent
-    tools = find_spec("grpc_tools")
-    assert tools is not None and tools.origin is not None
-    includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{Path(tools.origin).parent / '_proto'}"]
+    googleapis = Path(error_details_pb2.__file__).parents[2]
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{well_known}"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *includes, f"--descriptor_set_in={validate}", *arguments]
     subprocess.run(command, check=True)
 
@@ -93,8 +91,8 @@ def routes(files: Iterable[FileDescriptorProto]) -> list[tuple[str, dict[str, st
 def rest_lua(descriptors: FileDescriptorSet) -> str:
     """What the REST edge must know of the contract."""
     lines = [
-        "-- Generated from protos/ by `make gen`; never edited. The REST routes, fixed paths first: a path pattern, and",
-        "-- for each method the shape of the JSON body or of the query it takes.",
+        "-- Generated from protos/ by `make gen`; never edited. The REST routes, fixed paths first: a path pattern,",
+        "-- and for each method the shape of the JSON body or of the query it takes.",
         "return {",
     ]
     for pattern, methods in routes(descriptors.file):
