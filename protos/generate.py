@@ -17,7 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
-from protovalidate._gen.buf.validate import validate_pb  # type: ignore[attr-defined]
+from protovalidate._gen.buf.validate import validate_pb
 
 PROTOS = Path(__file__).parent
 GEN = PROTOS.parent / "gen"
