@@ -31,8 +31,8 @@ def main() -> None:
     effort = Effort(
         quick=arguments.quick,
         rounds=arguments.rounds,
-        seconds=arguments.seconds or (1.5 if arguments.quick else 5),
-        warm_seconds=0.7 if arguments.quick else 1.5,
+        seconds=arguments.seconds or (1.2 if arguments.quick else 5),
+        warm_seconds=0.6 if arguments.quick else 1.5,
         workers=arguments.workers or min(WORKERS_MAX, os.cpu_count() or 1),
     )
     parts = arguments.only or (QUICK_PARTS if effort.quick else PARTS)
@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="sides 1 to 4 alone, in less than two minutes")
     parser.add_argument("--only", type=_parts, metavar="PART,…", help=f"only these of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured (3)")
-    parser.add_argument("--seconds", type=float, help="how long each time (5; quick: 1.5)")
+    parser.add_argument("--seconds", type=float, help="how long each time (5; quick: 1.2)")
     parser.add_argument(
         "--workers", type=int, help=f"of the server (as many as there are cores, at most {WORKERS_MAX})"
     )

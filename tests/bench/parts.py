@@ -205,26 +205,31 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 @dataclass
 class Meter:
-    """CPU seconds that parts spend between `began` and `ended`. Processes that come and go meanwhile count with their
-    parents. `idle_seconds` is of all cores together."""
+    """How many cores each part keeps busy between `began` and `ended`, and how many of the machine's are idle.
+
+    Processes that come and go meanwhile count with their parents.
+    """
 
     parts: Mapping[str, Iterable[psutil.Process]]
-    seconds: dict[str, float] = field(default_factory=dict)
-    idle_seconds: float = 0.0
-
-    def look(self) -> None:
-        """Find the processes; this takes time itself, so it comes before `began`."""
-        self._parts = {name: [each for top in tops for each in tree(top)] for name, tops in self.parts.items()}
+    cores: dict[str, float] = field(default_factory=dict)
+    idle_cores: float = 0.0
 
     def began(self) -> None:
-        self._at_first, self._idle_at_first = self._read(), _idle_seconds()
+        self._processes = {name: [each for top in tops for each in tree(top)] for name, tops in self.parts.items()}
+        self._at_first = self._read()
 
     def ended(self) -> None:
-        now, self.idle_seconds = self._read(), _idle_seconds() - self._idle_at_first
-        self.seconds = {name: now[name] - self._at_first[name] for name in now}
+        at_first, now = self._at_first, self._read()
+        elapsed = now.pop("clock") - at_first["clock"]
+        busy = {name: (seconds - at_first[name]) / elapsed for name, seconds in now.items()}
+        self.idle_cores = busy.pop("idle")
+        self.cores = busy
 
     def _read(self) -> dict[str, float]:
-        return {name: sum(map(_cpu_seconds, processes)) for name, processes in self._parts.items()}
+        times = psutil.cpu_times()
+        idle_seconds = times.idle + getattr(times, "iowait", 0.0)
+        spent = {name: sum(map(_cpu_seconds, processes)) for name, processes in self._processes.items()}
+        return {**spent, "idle": idle_seconds, "clock": time.monotonic()}
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -232,8 +237,3 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
         return float(times.user + times.system + times.children_user + times.children_system)
     return 0.0
-
-
-def _idle_seconds() -> float:
-    times = psutil.cpu_times()
-    return float(times.idle + getattr(times, "iowait", 0.0))

@@ -163,7 +163,7 @@ class Bench:
 
     def _floor_sides(self) -> Iterator[Side]:
         quick = self.effort.quick
-        for clients in FLOOR_CLIENTS[1:] if quick else FLOOR_CLIENTS:
+        for clients in FLOOR_CLIENTS[:2] if quick else FLOOR_CLIENTS:
             yield Side(f"floor many {clients}", lambda clients=clients: self._floor(clients))
         for clients in FLOOR_CLIENTS[:2] if quick else FLOOR_CLIENTS:
             yield Side(f"floor hot {clients}", lambda clients=clients: self._floor(clients, organizations=1))
@@ -175,7 +175,6 @@ class Bench:
 
         def began(pgbench: int) -> None:
             meter.parts = {**meter.parts, GENERATOR: [psutil.Process(pgbench)]}
-            meter.look()
             meter.began()
 
         result = run_floor(
@@ -188,7 +187,7 @@ class Bench:
             ended=meter.ended,
             **only,
         )
-        return _measure(result.succeeded, result.seconds, result, meter.seconds, meter)
+        return _measure(result.succeeded, result.seconds, result, meter)
 
     def _null_sides(self) -> Iterator[Side]:
         servers = self._stack.enter_context(running_null_servers(self._folder / "null", self.effort.workers))
@@ -301,7 +300,6 @@ class Bench:
 
     def _run(self, transport: str, clients: list[Client], orders: dict[str, Any], parts: Any) -> tuple[Result, Meter]:
         meter = Meter(parts)
-        meter.look()
         load = Load(transport, clients, orders, self.effort.warm_seconds, self.effort.seconds)
         return run(load, meter.began, meter.ended), meter
 
@@ -339,20 +337,13 @@ def _require_all_sold(result: Result, made: int) -> None:
 def _measure_load(result: Result, told: GroupResult, meter: Meter, numbers: int = 1) -> Measure:
     """Throughput and CPU of all that was answered, refusals too; latencies of the group that is told of."""
     answered = sum(group.succeeded + group.refused for group in result.groups.values())
-    spent = {**meter.seconds, GENERATOR: result.generator_cpu_seconds}
-    return _measure(answered, result.seconds, told, spent, meter, numbers)
+    meter.cores[GENERATOR] = result.generator_cpu_seconds / result.seconds
+    return _measure(answered, result.seconds, told, meter, numbers)
 
 
-def _measure(
-    orders: int,
-    seconds: float,
-    latencies: GroupResult | FloorResult,
-    cpu_seconds: Mapping[str, float],
-    meter: Meter,
-    numbers: int = 1,
-) -> Measure:
+def _measure(orders: int, seconds: float, told: GroupResult | FloorResult, meter: Meter, numbers: int = 1) -> Measure:
     if not orders:
         raise RuntimeError("nothing was answered in the time that was measured")
-    cpu_us = {name: spent * 1e6 / orders for name, spent in cpu_seconds.items()}
-    others = psutil.cpu_count() - (meter.idle_seconds + sum(cpu_seconds.values())) / seconds
-    return Measure(orders / seconds, latencies.p50_ms, latencies.p99_ms, cpu_us, max(0.0, others), numbers)
+    cpu_us = {name: cores * seconds * 1e6 / orders for name, cores in meter.cores.items()}
+    others = psutil.cpu_count() - meter.idle_cores - sum(meter.cores.values())
+    return Measure(orders / seconds, told.p50_ms, told.p99_ms, cpu_us, max(0.0, others), numbers)
