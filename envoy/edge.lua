@@ -48,8 +48,6 @@ local KEPT = { ["authorization"] = true, ["content-type"] = true, ["content-leng
   ["x-request-id"] = true }
 local function unkept(name) return name:sub(1, 1) ~= ":" and not KEPT[name] end
 
-local function commands_envoy(name) return name:find("^x%-envoy%-") end     -- such as: retry on any failure
-
 local function split(target) return (target or ""):match("^([^?]*)%??(.*)$") end
 
 local function route_of(path)
@@ -93,16 +91,14 @@ end
 local function check(h)
   local headers = h:headers()
   identify(h, headers)
+  tidy_key(headers)
   local path, query = split(headers:get(":path"))
   local route = route_of(path)
   if route or not is_grpc(headers:get("content-type") or "") then
     remember(h, "rest", true)
     remember(h, "head", headers:get(":method") == "HEAD")
-    tidy_key(headers)
     return fault(h, headers, route, query)
   end
-  tidy_key(headers)
-  remove(headers, commands_envoy)
 end
 
 function envoy_on_request(h)
@@ -153,8 +149,8 @@ local function unwrap(text)
 end
 
 -- Not by response_headers_to_remove: the router would take grpc-status away before the transcoder has read it.
-local function internal(name) return name == "http-status" or name:find("^grpc%-") or commands_envoy(name) end
-local function internal_to_grpc(name) return name == "http-status" or commands_envoy(name) end
+local function internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
+local function internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
 local function any() return true end
 local function scrub(headers, unwanted)
   if headers then remove(headers, unwanted) end

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import ssl
 import subprocess
 import sys
@@ -149,6 +150,15 @@ def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
             assert PhoneNumberServiceStub(channel).OrderNumbers(OrderNumbersRequest(**ORDER)).success
 
 
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_an_edge_bound_to_ipv6_serves(tmp_path):
     settings = local_settings(tmp_path, bind="::1", workers=1)
     with running_server(settings.grpc_port, sell), running_edge(settings):
