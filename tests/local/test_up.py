@@ -7,6 +7,7 @@ import socket
 import stat
 from urllib.request import urlopen
 
+import httpx
 import pytest
 
 from server.local.postgres import EmbeddedPostgres
@@ -178,3 +179,19 @@ def answers(up):
     """Whether an order is sold, or refused since the banner's number is sold already."""
     answer = json.loads(up.pasted("curl").stdout or "{}")
     return answer.get("success") or answer.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
+
+
+def test_the_edge_runs_alone_and_answers_until_it_is_told_to_stop(open_path):
+    """Without servers behind it, it listens and says so; `ordernumbers serve` may come later."""
+    settings = local_settings(open_path / ".data")
+    with Up(settings, open_path, command="edge") as edge:
+        wait_until(lambda: status(edge) == 503)
+        assert edge.stop() == 0
+
+
+def status(up):
+    """What /healthz says; None while nobody listens."""
+    try:
+        return httpx.get(f"{up.rest_url}/healthz").status_code
+    except httpx.HTTPError:
+        return None
