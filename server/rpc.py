@@ -74,13 +74,14 @@ class Server:
     async def start(cls, settings: Settings, database_url: str, port: int) -> "Server":
         """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
         self = cls(settings, database_url)
-        await self._pool.open(wait=False)
         self._add_services()
         address = f"[{settings.grpc_bind}]" if settings.grpc_bind.version == 6 else str(settings.grpc_bind)
         try:
             self._server.add_insecure_port(f"{address}:{port}")
         except RuntimeError:
+            await self._batcher.close()
             raise OSError(f"port {port} of {address} is in use") from None
+        await self._pool.open(wait=False)
         await self._check_health()
         await self._server.start()
         self._watch = asyncio.create_task(self._watch_health())

@@ -20,6 +20,7 @@ from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import Settings
 from server.errors import BadInput
 from server.local import edge
+from tests.callers import failure
 from tests.contract.edges import (
     access_log,
     running_edge,
@@ -242,12 +243,17 @@ def test_a_key_has_its_own_rate_limit_however_it_is_spelt(tmp_path):
     settings = local_settings(tmp_path, rate_limit_per_key=1, workers=1)
     url = f"http://127.0.0.1:{settings.rest_port}/v1/phone-numbers/orders"
 
+    def post(key):
+        return httpx.post(url, json=ORDER, headers={"authorization": key})
+
     def statuses(*spellings):
-        return [httpx.post(url, json=ORDER, headers={"authorization": key}).status_code for key in spellings]
+        return [post(key).status_code for key in spellings]
 
     with running_server(settings.grpc_port, sell), running_edge(settings):
         wait_until_ready(settings)
-        wait_until(lambda: 429 in statuses(*["Bearer one"] * 3))
+        refused = next(answer for answer in map(post, itertools.repeat("Bearer one", 1000)) if answer.is_error)
+        assert refused.json() == failure("RATE_LIMITED", "too many requests", refused.headers["x-request-id"])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         names = itertools.count()
         wait_until(lambda: statuses(*[f"{spelt}{next(names) // 4}" for spelt in SPELLINGS]).count(429) >= 2)
         assert statuses("Bearer three") == [200]

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 
+import psutil
 import pytest
 
 from server.local.edge import is_ready
@@ -33,7 +34,14 @@ def edge(settings, open_path, serve):
 
 
 def workers(serve):
-    return [p for p in serve.process.children() if "server.process" in " ".join(p.cmdline())]
+    return [p for p in serve.process.children() if is_worker(p)]
+
+
+def is_worker(process):
+    try:
+        return "server.process" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ended, perhaps not yet buried
+        return False
 
 
 def test_workers_are_replaced_one_by_one_without_failing_a_call(serve, edge, database):
