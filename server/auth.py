@@ -15,6 +15,7 @@ from server.ordering import Id
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE | re.ASCII)
 CACHED_KEYS_MAX = 10_000
+LOOK_UP_SECONDS_MAX = 3.0
 
 
 class Principal(NamedTuple):
@@ -53,7 +54,7 @@ class Authenticator:
         self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
-        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error if the look-up fails."""
+        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error, TimeoutError if not known."""
         digest = keys.digest(bearer_key(authorization))
         known = self._known.get(digest)
         if known and known[0] > time.monotonic():
@@ -69,7 +70,8 @@ class Authenticator:
         if task is None:
             task = self._asking[digest] = asyncio.create_task(self._look_up(digest))
             task.add_done_callback(lambda _: self._asking.pop(digest, None))
-        return await asyncio.shield(task)
+        async with asyncio.timeout(LOOK_UP_SECONDS_MAX):
+            return await asyncio.shield(task)
 
     async def _look_up(self, digest: bytes) -> Principal | None:
         asked = time.monotonic()  # the answer is as old as the question

@@ -43,6 +43,7 @@ DOMAIN = "ordernumbers"
 ULID_FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 ANSWER_SECONDS = 0.1  # kept of a call's time for the way back, so that its caller hears TIMEOUT from us
 HEALTH_INTERVAL_SECONDS = 1.0
+HEALTH_SECONDS_MAX = 3.0
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port of its own for each worker; in use means in use
@@ -118,12 +119,12 @@ class Server:
 
     async def _check_health(self) -> None:
         """SERVING while an order could be served: while the database answers."""
-        serving = True
-        try:
-            await queries.answers(self._pool)
-        except psycopg.Error as error:
-            log.warning("the database does not answer: %s", type(error).__name__)
-            serving = False
+        asking = asyncio.create_task(queries.answers(self._pool))
+        done, _ = await asyncio.wait({asking}, timeout=HEALTH_SECONDS_MAX)
+        asking.cancel()  # without waiting: a frozen database does not answer to that either
+        serving = bool(done) and asking.exception() is None
+        if not serving:
+            log.warning("the database does not answer: %s", repr(asking.exception()) if done else "it is silent")
         if not self._draining:
             await self._say(serving)
 
@@ -169,7 +170,7 @@ class Calls:
             except Refusal as refusal:
                 line.code = refusal.code
                 await _abort(context, refusal, line.request_id)
-            except (psycopg.OperationalError, PoolTimeout):  # of the look-up: nothing has been tried yet
+            except (psycopg.OperationalError, PoolTimeout, TimeoutError):  # of the look-up: nothing has been tried yet
                 line.code = Code.UNAVAILABLE
                 await _abort(context, Refusal(Code.UNAVAILABLE), line.request_id)
             except asyncio.CancelledError:

@@ -5,15 +5,25 @@ import signal
 from contextlib import contextmanager
 from dataclasses import replace
 
+import grpc
+import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 
 from tests.callers import Grpc, failure
+from tests.stack import wait_until
 
 SERVERS = text(
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ordernumbers' "
     "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 )
+
+
+def is_serving(target):
+    with grpc.insecure_channel(target) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.fixture
@@ -31,6 +41,8 @@ def frozen(service):
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: all(map(is_serving, service.grpc_targets)))
+            wait_until(lambda: httpx.get(f"{service.rest_url}/healthz").is_success)
 
     return freeze
 
@@ -52,3 +64,11 @@ def test_who_waits_longer_hears_that_nothing_was_written(grpc_direct_call, shop,
         answer = grpc_direct_call(shop.key, numbers=numbers)
     assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
     assert grpc_direct_call(shop.key, numbers=numbers).status == 200
+
+
+def test_a_key_that_cannot_be_looked_up_is_not_refused_but_unavailable(call, shop, frozen):
+    numbers = shop.numbers(1)
+    with frozen():
+        answer = call(shop.key, numbers=numbers)
+    assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
+    assert shop.owned() == set()
