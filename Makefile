@@ -16,7 +16,7 @@ run: $(READY) ## everything on this machine: PostgreSQL, servers, Envoy, a demo 
 test: $(READY) ## the whole test suite on real PostgreSQL and real Envoy
 	$(RUN) pytest -n 4
 
-bench: $(READY) ## orders against PostgreSQL's own benchmark, 15 minutes; QUICK=1: 2 minutes
+bench: $(READY) ## orders against PostgreSQL's own benchmark, a quarter of an hour; QUICK=1: 2 minutes
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
 
 gen: $(READY) ## regenerate gen/ from protos/

@@ -57,7 +57,7 @@ class Block(NamedTuple):
     size: int
     taken: int = 0
 
-    def index(self, position: int) -> int:
+    def index_at(self, position: int) -> int:
         """Neighbours in time are none in the tables: `position` leads all over the block, to each number once."""
         return self.first + position * SPREAD % self.size
 
@@ -84,7 +84,7 @@ class Market:
         self.require(count)
         first = self.block.taken
         self.block = self.block._replace(taken=first + count)
-        return [f"+1{FIRST_NUMBER + self.block.index(first + i)}" for i in range(count)]
+        return [f"+1{FIRST_NUMBER + self.block.index_at(first + i)}" for i in range(count)]
 
     def give_back(self, count: int) -> None:
         """The last so many of what was taken were not ordered."""
@@ -98,6 +98,16 @@ class Market:
     def orders_made(self) -> int:
         """Orders carried out so far, as the organizations' accounts say."""
         return int(self._rows("SELECT sum(entry_no) - count(*) FROM organization")[0][0])
+
+    def order_pages(self) -> int:
+        """How many pages the table of orders has; what comes later is on later ones."""
+        return int(self._rows("SELECT pg_relation_size('orders') / current_setting('block_size')::int")[0][0])
+
+    def orders_per_batch(self, after_pages: int) -> float:
+        """Of the orders on later pages than these: how many shared a transaction. All of one have one instant."""
+        count = "SELECT count(*), count(DISTINCT created_at) FROM orders WHERE ctid >= %s::tid"
+        orders, instants = self._rows(count, [f"({after_pages},0)"])[0]
+        return orders / max(1, instants)
 
     def owners(self, numbers: Sequence[str]) -> int:
         """How many of the numbers are somebody's."""

@@ -11,11 +11,12 @@ from rich.table import Table
 from tests.bench.sides import GENERATOR, Measure
 
 Sides = Mapping[str, Measure]
+Rounds = Mapping[str, Sequence[Measure]]
 Goal = tuple[str, float]
 """">=" or "<=", and what."""
 
 
-def medians(measures: Mapping[str, Sequence[Measure]]) -> dict[str, Measure]:
+def medians(measures: Rounds) -> dict[str, Measure]:
     """Of each figure by itself."""
     return {name: _median(each) for name, each in measures.items()}
 
@@ -24,6 +25,7 @@ def _median(rounds: Sequence[Measure]) -> Measure:
     def of(figure: Callable[[Measure], float]) -> float:
         return median(map(figure, rounds))
 
+    batches = [m.orders_per_batch for m in rounds if m.orders_per_batch]
     return Measure(
         orders_per_second=of(lambda m: m.orders_per_second),
         p50_ms=of(lambda m: m.p50_ms),
@@ -31,6 +33,7 @@ def _median(rounds: Sequence[Measure]) -> Measure:
         cpu_us={name: of(lambda m, name=name: m.cpu_us[name]) for name in rounds[0].cpu_us},  # type: ignore[misc]
         others_cores=of(lambda m: m.others_cores),
         numbers_per_order=rounds[0].numbers_per_order,
+        orders_per_batch=median(batches) if batches else None,
     )
 
 
@@ -112,34 +115,54 @@ def fairness(sides: Sides) -> dict[str, float]:
 # ---------------------------------------------------------------- to keep, and to look at
 
 
-def as_json(measure: Measure) -> dict[str, Any]:
-    """One side."""
+def as_json(measure: Measure, rounds: Sequence[Measure]) -> dict[str, Any]:
+    """One side: its medians, and how far its rounds lie apart."""
     return {
         "orders_per_second": round(measure.orders_per_second),
+        "orders_per_second_of_rounds": [round(each.orders_per_second) for each in rounds],
         "numbers_per_second": round(measure.orders_per_second * measure.numbers_per_order),
         "p50_ms": round(measure.p50_ms, 3),
         "p99_ms": round(measure.p99_ms, 3),
         "orders_per_cpu_second": round(measure.orders_per_cpu_second),
         "cpu_us_per_order": {name: round(each, 1) for name, each in measure.cpu_us.items()},
+        "orders_per_batch": measure.orders_per_batch and round(measure.orders_per_batch, 1),
         "others_cores": round(measure.others_cores, 2),
     }
 
 
-def print_tables(console: Console, sides: Sides, found: Mapping[str, float]) -> None:
+def print_tables(console: Console, sides: Sides, rounds: Rounds, found: Mapping[str, float]) -> None:
     """The sides, then the ratios beside their goals."""
-    console.print(_table_of_sides(sides), _table_of_ratios(found), sep="\n")
+    console.print(_table_of_sides(sides, rounds), _table_of_ratios(found), sep="\n")
 
 
-def _table_of_sides(sides: Sides) -> Table:
-    table = Table(title="Medians; CPU in microseconds per order; others: cores busy with other work")
+def _table_of_sides(sides: Sides, rounds: Rounds) -> Table:
+    table = Table(
+        title="Medians; batch: orders a transaction; CPU in microseconds per order; others: cores busy with other work"
+    )
     spenders = ("server", "envoy", "postgres", GENERATOR)
     table.add_column("side", no_wrap=True)
-    for heading in ("orders/s", "numbers/s", "p50 ms", "p99 ms", *spenders, "orders/CPU-s", "others"):
+    for heading in (
+        "orders/s",
+        "of rounds",
+        "numbers/s",
+        "batch",
+        "p50 ms",
+        "p99 ms",
+        *spenders,
+        "orders/CPU-s",
+        "others",
+    ):
         table.add_column(heading, justify="right")
     for name, measure in sides.items():
         cpu = [f"{measure.cpu_us[part]:.0f}" if part in measure.cpu_us else "" for part in spenders]
-        per_second = (measure.orders_per_second, measure.orders_per_second * measure.numbers_per_order)
-        rates = [f"{each:,.0f}" for each in per_second]
+        all_rounds = [each.orders_per_second for each in rounds[name]]
+        numbers_per_second = measure.orders_per_second * measure.numbers_per_order
+        rates = [
+            f"{measure.orders_per_second:,.0f}",
+            f"{min(all_rounds):,.0f}–{max(all_rounds):,.0f}",
+            f"{numbers_per_second:,.0f}",
+            f"{measure.orders_per_batch:.0f}" if measure.orders_per_batch else "",
+        ]
         latencies = [f"{measure.p50_ms:.2f}", f"{measure.p99_ms:.2f}"]
         table.add_row(
             name, *rates, *latencies, *cpu, f"{measure.orders_per_cpu_second:,.0f}", f"{measure.others_cores:.1f}"

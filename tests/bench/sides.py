@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -34,6 +33,11 @@ PARTS = ("floor", "null", "grpc", "rest", "wide", "contention", "fairness", "wor
 QUICK_PARTS = PARTS[:4]
 GENERATOR = "generator"
 
+Orders = Mapping[str, list[list[str]]]
+"""By group of clients, the numbers of every order."""
+Parts = Mapping[str, list[psutil.Process]]
+"""By name, the processes whose CPU is looked at."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -56,6 +60,7 @@ class Measure:
     cpu_us: Mapping[str, float]
     others_cores: float  # how many cores were busy with something else: a result with much of it is worth little
     numbers_per_order: int = 1
+    orders_per_batch: float | None = None  # of those that share a transaction; None where nobody counted
 
     @property
     def orders_per_cpu_second(self) -> float:
@@ -232,13 +237,12 @@ class Bench:
     def _sell(self, service: Service, transport: str, clients: list[Client], in_flight: int, numbers: int) -> Measure:
         """Orders of numbers not yet sold. Raises RuntimeError if any is refused."""
         orders = self.market.orders(self._orders_max(in_flight, numbers), numbers)
-        before = self.market.orders_made()
-        parts = self._parts(service) | ({"envoy": [service.envoy]} if transport == "rest" and service.envoy else {})
-        result, meter = self._run(transport, clients, {"all": orders}, parts)
-        group = result.groups["all"]
-        self.market.give_back((len(orders) - group.taken) * numbers)
-        _require_all_sold(result, self.market.orders_made() - before)
-        return _measure_load(result, group, meter, numbers)
+        parts = dict(self._parts(service))
+        if transport == "rest" and service.envoy:
+            parts["envoy"] = [service.envoy]
+        result, measure = self._run_and_count(self.market, transport, clients, {"all": orders}, parts)
+        self.market.give_back((len(orders) - result.groups["all"].taken) * numbers)
+        return replace(measure, numbers_per_order=numbers)
 
     # ------------------------------------------------------------ side 6, fairness, workers
 
@@ -276,10 +280,8 @@ class Bench:
         in_flight = {"other": (other, others)} | ({"flood": (flooder, flood)} if flood else {})
         clients = [c for name, (buyer, n) in in_flight.items() for c in grpc_clients(service.workers, [buyer], n, name)]
         orders = {name: self.market.orders(self._orders_max(n, 1)) for name, (_, n) in in_flight.items()}
-        before = self.market.orders_made()
-        result, meter = self._run("grpc", clients, orders, self._parts(service))
-        _require_all_sold(result, self.market.orders_made() - before)
-        return _measure_load(result, result.groups["other"], meter)
+        _, measure = self._run_and_count(self.market, "grpc", clients, orders, self._parts(service), told="other")
+        return measure
 
     def _worker_sides(self) -> Iterator[Side]:
         for workers in (1, 2):
@@ -295,12 +297,22 @@ class Bench:
             per_second = min(per_second, NUMBERS_PER_SECOND_MAX // numbers)
         return int(per_second * (self.effort.warm_seconds + self.effort.seconds + 0.5))
 
-    def _parts(self, service: Service) -> dict[str, list[psutil.Process]]:
+    def _parts(self, service: Service) -> Parts:
         return {"server": [service.server], "postgres": [self._postgres.process]}
 
-    def _run(self, transport: str, clients: list[Client], orders: dict[str, Any], parts: Any) -> tuple[Result, Meter]:
+    def _run_and_count(
+        self, market: Market, transport: str, clients: list[Client], orders: Orders, parts: Parts, told: str = "all"
+    ) -> tuple[Result, Measure]:
+        """Orders of numbers not yet sold. Raises RuntimeError if any is refused, or answered and not carried out."""
+        before, pages = market.orders_made(), market.order_pages()
+        result, meter = self._run(transport, clients, orders, parts)
+        _require_all_sold(result, market.orders_made() - before)
+        measure = _measure_load(result, result.groups[told], meter)
+        return result, replace(measure, orders_per_batch=market.orders_per_batch(pages))
+
+    def _run(self, transport: str, clients: list[Client], orders: Orders, parts: Parts) -> tuple[Result, Meter]:
         meter = Meter(parts)
-        load = Load(transport, clients, orders, self.effort.warm_seconds, self.effort.seconds)
+        load = Load(transport, clients, dict(orders), self.effort.warm_seconds, self.effort.seconds)
         return run(load, meter.began, meter.ended), meter
 
     # ------------------------------------------------------------ side 7
@@ -318,11 +330,9 @@ class Bench:
         with running_service(self._folder / f"growth-{next(self._turn)}", market.url, workers) as service:
             clients = grpc_clients(service.workers, market.buyers, IN_FLIGHT[-1])
             orders = market.orders(min(orders_max, self._orders_max(IN_FLIGHT[-1], 1)))
-            before = market.orders_made()
-            result, meter = self._run("grpc", clients, {"all": orders}, self._parts(service))
-            _require_all_sold(result, market.orders_made() - before)
+            result, measure = self._run_and_count(market, "grpc", clients, {"all": orders}, self._parts(service))
         market.give_back(len(orders) - result.groups["all"].taken)
-        return _measure_load(result, result.groups["all"], meter)
+        return measure
 
 
 def _require_all_sold(result: Result, made: int) -> None:
@@ -334,16 +344,16 @@ def _require_all_sold(result: Result, made: int) -> None:
         raise RuntimeError(f"{succeeded} orders were answered, {made} carried out")
 
 
-def _measure_load(result: Result, told: GroupResult, meter: Meter, numbers: int = 1) -> Measure:
+def _measure_load(result: Result, told: GroupResult, meter: Meter) -> Measure:
     """Throughput and CPU of all that was answered, refusals too; latencies of the group that is told of."""
     answered = sum(group.succeeded + group.refused for group in result.groups.values())
     meter.cores[GENERATOR] = result.generator_cpu_seconds / result.seconds
-    return _measure(answered, result.seconds, told, meter, numbers)
+    return _measure(answered, result.seconds, told, meter)
 
 
-def _measure(orders: int, seconds: float, told: GroupResult | FloorResult, meter: Meter, numbers: int = 1) -> Measure:
+def _measure(orders: int, seconds: float, told: GroupResult | FloorResult, meter: Meter) -> Measure:
     if not orders:
         raise RuntimeError("nothing was answered in the time that was measured")
     cpu_us = {name: cores * seconds * 1e6 / orders for name, cores in meter.cores.items()}
-    others = psutil.cpu_count() - meter.idle_cores - sum(meter.cores.values())
-    return Measure(orders / seconds, told.p50_ms, told.p99_ms, cpu_us, max(0.0, others), numbers)
+    others = (psutil.cpu_count() or 1) - meter.idle_cores - sum(meter.cores.values())
+    return Measure(orders / seconds, told.p50_ms, told.p99_ms, cpu_us, max(0.0, others))
