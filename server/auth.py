@@ -3,27 +3,17 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from google.protobuf.descriptor import MethodDescriptor
 
 from ordernumbers.v1 import options_pb2
 from server import keys
 from server.errors import Code, Refusal
-from server.ordering import Id
+from server.store.queries import Principal
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE | re.ASCII)
 CACHED_KEYS_MAX = 10_000
-LOOK_UP_SECONDS_MAX = 3.0
-
-
-class Principal(NamedTuple):
-    """The key of a call: whose it is and what it may do."""
-
-    api_key_id: Id
-    organization_id: Id
-    scopes: frozenset[str]
 
 
 def required_scope(method: MethodDescriptor) -> str | None:
@@ -43,15 +33,19 @@ def bearer_key(authorization: Sequence[str | bytes]) -> str:
 class Authenticator:
     """Knows keys by their digest, and remembers valid ones for `cache_seconds`.
 
-    A sale reads the key again under its locks, so what is remembered here can let a refusal lag, never an effect.
-    Unknown keys are not remembered; equal look-ups under way are one.
+    A sale reads the key again under its locks, so what is remembered here can let a refusal lag, never an effect; and
+    a key that a call has just used there is as good as looked up. Unknown keys are not remembered. Whatever is asked
+    for while a look-up is under way shares the next one.
     """
 
-    def __init__(self, find: Callable[[bytes], Awaitable[Principal | None]], cache_seconds: float) -> None:
+    def __init__(
+        self, find: Callable[[Collection[bytes]], Awaitable[dict[bytes, Principal]]], cache_seconds: float
+    ) -> None:
         self._find = find
         self._cache_seconds = cache_seconds
         self._known: dict[bytes, tuple[float, Principal]] = {}
-        self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
+        self._wanted: dict[bytes, asyncio.Future[Principal | None]] = {}
+        self._looking_up: asyncio.Task[None] | None = None
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
         """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error, TimeoutError if not known."""
@@ -65,19 +59,34 @@ class Authenticator:
             raise Refusal(Code.UNAUTHORIZED)
         return principal
 
-    async def _ask(self, digest: bytes) -> Principal | None:
-        task = self._asking.get(digest)
-        if task is None:
-            task = self._asking[digest] = asyncio.create_task(self._look_up(digest))
-            task.add_done_callback(lambda _: self._asking.pop(digest, None))
-        async with asyncio.timeout(LOOK_UP_SECONDS_MAX):
-            return await asyncio.shield(task)
+    def renew(self, principal: Principal, seen: float) -> None:
+        """The database has found this key valid, at some time after `seen` (of `time.monotonic`)."""
+        if len(self._known) >= CACHED_KEYS_MAX:
+            self._known.clear()
+        self._known[principal.digest] = (seen + self._cache_seconds, principal)
 
-    async def _look_up(self, digest: bytes) -> Principal | None:
-        asked = time.monotonic()  # the answer is as old as the question
-        principal = await self._find(digest)
-        if principal:
-            if len(self._known) >= CACHED_KEYS_MAX:
-                self._known.clear()
-            self._known[digest] = (asked + self._cache_seconds, principal)
-        return principal
+    async def _ask(self, digest: bytes) -> Principal | None:
+        answer = self._wanted.get(digest)
+        if answer is None:
+            answer = self._wanted[digest] = asyncio.get_running_loop().create_future()
+        if self._looking_up is None:
+            self._looking_up = asyncio.create_task(self._look_up())
+        return await asyncio.shield(answer)
+
+    async def _look_up(self) -> None:
+        """All that is wanted, in one question, until nothing is."""
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            asked = time.monotonic()  # the answers are as old as the question
+            try:
+                found = await self._find(wanted)
+            except Exception as error:
+                for answer in wanted.values():
+                    answer.set_exception(error)
+            else:
+                for digest, answer in wanted.items():
+                    principal = found.get(digest)
+                    if principal:
+                        self.renew(principal, asked)
+                    answer.set_result(principal)
+        self._looking_up = None

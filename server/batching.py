@@ -1,17 +1,21 @@
 """Waiting orders, gathered: many orders, one transaction.
 
-A worker has a few lanes; each has one connection and carries out one batch at a time, of whatever waits, never waiting
-to fill it. An organization's orders all use the same lane, so that batches do not meet on its row; who gets into a
-batch goes round-robin over organizations, so that one's flood does not starve another. Speed and fairness only:
-correctness is the locks'.
+A worker has lanes, each with one connection, carrying out one batch at a time. A lone order is carried out at once.
+While there are many, a batch waits a few milliseconds for as many orders as the last one had: their callers, answered
+just now, come again, and a larger batch costs server and database so much less an order that it is the faster way (at
+128 in flight on two cores 4,200 orders/s with batches of 27, and 3,050 with batches of 5 when none waited).
+
+An organization's orders all use the same lane, so that batches do not meet on its row; who gets into a batch goes
+round-robin over organizations, so that one's flood does not starve another. Speed and fairness only: correctness is the
+locks'.
 """
 
 import asyncio
 import logging
 import random
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -20,8 +24,8 @@ from psycopg import errors
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.ordering import Decision, Id, Order, Placed
-from server.store.orders import OutcomeUnknown, connect, place
-from server.store.pipeline import PipelinedConnection
+from server.store.orders import STATEMENTS, OutcomeUnknown, place
+from server.store.pipeline import PipelinedConnection, connect
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,10 @@ class _Queue:
     """Orders by organization, each organization in turn."""
 
     by_organization: OrderedDict[Id, deque[_Waiting]] = field(default_factory=OrderedDict)
+    length: int = 0
 
     def put(self, waiting: _Waiting) -> None:
+        self.length += 1
         self.by_organization.setdefault(waiting.order.organization_id, deque()).append(waiting)
 
     def take(self, orders_max: int, numbers_max: int) -> list[_Waiting]:
@@ -60,6 +66,7 @@ class _Queue:
             batch.append(waiting.popleft())
             if waiting:
                 self.by_organization[organization_id] = waiting
+        self.length -= len(batch)
         return batch
 
 
@@ -112,7 +119,8 @@ class _Lane:
         self._settings = settings
         self._url = database_url
         self._queue = _Queue()
-        self._some = asyncio.Event()
+        self._wanted = 1
+        self._enough = asyncio.Event()
         self._closing = False
         self._connection: PipelinedConnection | None = None
         self._task = asyncio.create_task(self._run())
@@ -121,21 +129,34 @@ class _Lane:
         if self._closing:
             raise Refusal(Code.UNAVAILABLE)
         self._queue.put(waiting)
-        self._some.set()
+        if self._queue.length >= self._wanted:
+            self._enough.set()
 
     async def close(self) -> None:
         self._closing = True
-        self._some.set()
+        self._enough.set()
         await self._task
         if self._connection:
             await self._connection.close()
 
     async def _run(self) -> None:
-        while not self._closing:
-            await self._some.wait()
-            self._some.clear()
-            while batch := self._next_batch():
+        expected = 1
+        while self._queue.length or not self._closing:
+            await self._until_waiting(1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.gather_ms / 1000):
+                    await self._until_waiting(expected)
+            batch = self._next_batch()
+            expected = len(batch)
+            if batch:
                 await self._carry_out(batch)
+
+    async def _until_waiting(self, count: int) -> None:
+        """Return when so many orders wait, or when no more will come."""
+        while self._queue.length < count and not self._closing:
+            self._wanted = count
+            self._enough.clear()
+            await self._enough.wait()
 
     def _next_batch(self) -> list[_Waiting]:
         """What waits and is still wanted."""
@@ -180,8 +201,7 @@ class _Lane:
     async def _attempt(self, orders: Sequence[Order]) -> list[Decision]:
         connection = await self._connected()
         try:
-            # A frozen server answers nothing, not even a cancellation: giving up means closing the socket.
-            async with _at_most(self._settings.transaction_seconds_max, connection.cut):
+            async with connection.at_most(self._settings.transaction_seconds_max):
                 return await place(connection, orders)
         except BaseException:
             await self._recover(connection)
@@ -189,24 +209,13 @@ class _Lane:
 
     async def _connected(self) -> PipelinedConnection:
         if self._connection is None or self._connection.is_broken:
-            self._connection = await connect(self._url, self._settings)
+            self._connection = await connect(self._url, self._settings, STATEMENTS)
         return self._connection
 
     async def _recover(self, connection: PipelinedConnection) -> None:
         """Roll back, or do without this connection from now on."""
         try:
-            async with _at_most(self._settings.connect_timeout_seconds, connection.cut):
+            async with connection.at_most(self._settings.connect_timeout_seconds):
                 await connection.rollback()
         except (psycopg.Error, TimeoutError):
             await connection.close()
-
-
-@asynccontextmanager
-async def _at_most(seconds: float, stop: Callable[[], None]) -> AsyncIterator[None]:
-    """Like asyncio.timeout, but first does what makes the work inside stop at once."""
-    stopping = asyncio.get_running_loop().call_later(seconds, stop)
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    finally:
-        stopping.cancel()

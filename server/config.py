@@ -54,12 +54,14 @@ class Settings(BaseSettings):
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Server processes, one port each; as many as there are cores."""
-    lanes: Annotated[int, Field(ge=1, le=16)] = 2
+    lanes: Annotated[int, Field(ge=1, le=16)] = 1
     """Database connections of one worker that carry out orders; an organization's orders all use the same one."""
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = 64
     """The most orders that one transaction takes on."""
     batch_numbers_max: Annotated[int, Field(ge=NUMBERS_PER_ORDER_MAX, le=10_000)] = 500
     """The most numbers that one transaction takes on, so that it never holds its locks for long."""
+    gather_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    """How long a transaction waits for as many orders as the last one had; a lone order never waits."""
     queue_orders_max: Count = 2000
     """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
     key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0

@@ -29,6 +29,9 @@ from server.rpc import Server
 log = logging.getLogger(__name__)
 
 READY = b"ready\n"
+GRPC_EXPERIMENTS = "-event_engine_listener"
+"""gRPC core's older way to listen hands each event through fewer threads: 188 to 203 us of CPU a call instead of 216 to
+276, of a server that does nothing. A gRPC that no longer knows the name says so in its log and goes on."""
 GC_THRESHOLDS = (50_000, 20, 100)
 """Seldom: calls leave next to no cycles behind."""
 START_SECONDS_MAX = 30
@@ -182,7 +185,8 @@ class Worker:
         self.name = f"worker {index}"
         self._command = [sys.executable, "-P", "-m", "server.process", str(index)]
         # Not among the arguments, which everyone on the machine can read: the database's URL may hold a password.
-        self._environment = environment_of(settings.model_copy(update={"database_url": database_url}))
+        environment = environment_of(settings.model_copy(update={"database_url": database_url}))
+        self._environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | environment
         self._stop_seconds_max = settings.drain_seconds + settings.deadline_seconds_max + KILL_AFTER_SECONDS
         self._process: asyncio.subprocess.Process | None = None
 

@@ -7,9 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
-from server.auth import Principal
 from server.batching import Batcher
 from server.ordering import Order, Placed
+from server.store.queries import Principal
 
 
 class Call(NamedTuple):

@@ -32,9 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from server.config import Settings
 from server.ordering import Account, Campaign, Decision, Key, Number, Order, Placed, State, decide
-from server.store.engine import connect_for_orders
 from server.store.pipeline import PipelinedConnection, Statement
 from server.store.tables import Instant, api_key, assignment, brand, campaign, ledger_entry, organization, phone_number
 from server.store.tables import orders as orders_table
@@ -191,11 +189,6 @@ STATEMENTS = (BEGIN, COMMIT, LOCK_NUMBERS, LOCK_ORGANIZATIONS, READ_KEYS, READ_C
 
 class OutcomeUnknown(Exception):
     """Nobody heard what became of a write that was sent: its orders may have been carried out."""
-
-
-async def connect(url: str, settings: Settings) -> PipelinedConnection:
-    """A connection that `place` can use. Raises psycopg.OperationalError."""
-    return await PipelinedConnection.prepare(await connect_for_orders(url, settings), STATEMENTS)
 
 
 async def place(connection: PipelinedConnection, orders: Sequence[Order]) -> list[Decision]:

@@ -5,8 +5,9 @@ preparation anew for each statement. Here statements are prepared when the conne
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import AsyncConnection, errors
@@ -15,6 +16,9 @@ from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.sql import ClauseElement
+
+from server.config import Settings
+from server.store.engine import APPLICATION
 
 Row = tuple[Any, ...]
 _ROWS, _DONE, _SYNC = ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC
@@ -55,21 +59,56 @@ class Result(NamedTuple):
     tag: str
 
 
+async def connect(url: str, settings: Settings, statements: Sequence[Statement]) -> "PipelinedConnection":
+    """A connection with these statements prepared, and the limits of `settings`. Raises psycopg.Error, TimeoutError."""
+    connection = PipelinedConnection(
+        await AsyncConnection.connect(
+            url, autocommit=True, connect_timeout=settings.connect_timeout_seconds, application_name=APPLICATION
+        )
+    )
+    limits = {
+        "lock_timeout": f"{settings.lock_timeout_ms}ms",
+        "statement_timeout": f"{int(settings.transaction_seconds_max * 1000)}ms",
+        "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
+        # Only what is named is wanted, a few rows of ever so many, by their keys: no other plan is ever right, whatever
+        # the tables held when it was made. And one plan for all batches: most would be planned anew for each otherwise.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "plan_cache_mode": "force_generic_plan",
+        "timezone": "UTC",
+    }
+    async with connection.at_most(settings.connect_timeout_seconds):
+        await connection.prepare(limits, (ROLLBACK, *statements))
+    return connection
+
+
 class PipelinedConnection:
-    """A connection in autocommit mode with its statements prepared."""
+    """A connection in autocommit mode with its statements prepared. Made by `connect`."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
 
-    @classmethod
-    async def prepare(cls, connection: AsyncConnection, statements: Sequence[Statement]) -> Self:
-        self = cls(connection)
+    async def prepare(self, limits: dict[str, str], statements: Sequence[Statement]) -> None:
+        """In one round trip: the session's settings, and the statements."""
         self._pgconn.enter_pipeline_mode()
-        for statement in (ROLLBACK, *statements):
+        for name, value in limits.items():
+            self._pgconn.send_query_params(b"SELECT set_config($1, $2, false)", [name.encode(), value.encode()])
+        for statement in statements:
             self._pgconn.send_prepare(statement.name, statement.sql)
-        await self._results(1 + len(statements))
-        return self
+        await self._results(len(limits) + len(statements))
+
+    @asynccontextmanager
+    async def at_most(self, seconds: float) -> AsyncIterator[None]:
+        """What is done here ends in time, in TimeoutError if need be: a frozen server answers nothing, not even a
+        cancellation, so giving up means closing the socket."""
+        cutting = asyncio.get_running_loop().call_later(seconds, self.cut)
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        finally:
+            cutting.cancel()
 
     @property
     def is_broken(self) -> bool:

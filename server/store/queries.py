@@ -1,60 +1,85 @@
-"""Reads outside the order transaction: the key of a call, and whether the database answers."""
+"""Reads outside the order transaction: the keys of calls, and whether the database answers."""
 
-from typing import Any, NamedTuple
-from uuid import UUID
+import asyncio
+from collections.abc import Collection
+from typing import NamedTuple
 
-from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import LargeBinary, bindparam, func, or_, select
+from psycopg import OperationalError
+from sqlalchemy import ARRAY, LargeBinary, Text, any_, bindparam, cast, func, or_, select
 
 from server.config import Settings
-from server.store.engine import APPLICATION, compiled
+from server.ordering import Id
+from server.store.pipeline import Call, PipelinedConnection, Result, Statement, connect
 from server.store.tables import api_key
 
 _k = api_key.c
-FIND_KEY = compiled(
-    select(_k.id, _k.organization_id, _k.scopes).where(
-        _k.digest == bindparam("digest", type_=LargeBinary),
+FIND_KEYS = Statement(
+    "find_keys",
+    select(_k.digest, cast(_k.id, Text), cast(_k.organization_id, Text), _k.scopes).where(
+        _k.digest == any_(cast(bindparam("digests", type_=Text), ARRAY(LargeBinary))),
         _k.revoked_at.is_(None),
         or_(_k.expires_at.is_(None), _k.expires_at > func.clock_timestamp()),
-    )
+    ),
 )
+PING = Statement("ping", "SELECT 1")
 
 
-class KeyRow(NamedTuple):
+class Principal(NamedTuple):
     """A valid key: whose it is and what it may do."""
 
-    id: UUID
-    organization_id: UUID
-    scopes: list[str]
+    digest: bytes
+    api_key_id: Id
+    organization_id: Id
+    scopes: frozenset[str]
 
 
-def read_pool(url: str, settings: Settings) -> "AsyncConnectionPool[Any]":
-    """A few connections for reads; opened by `await pool.open()`, without waiting for the database."""
-    return AsyncConnectionPool(
-        url,
-        min_size=1,
-        max_size=4,
-        timeout=settings.connect_timeout_seconds + 1,
-        open=False,
-        kwargs={
-            "autocommit": True,
-            "connect_timeout": settings.connect_timeout_seconds,
-            "application_name": APPLICATION,
-            "prepare_threshold": 0,
-        },
-        check=AsyncConnectionPool.check_connection,
-    )
+class Reader:
+    """One connection for reads, opened when first needed and again when it was lost. What it is asked may take
+    `seconds_max`, waiting for its turn included.
 
+    Raises psycopg.Error, or TimeoutError.
+    """
 
-async def find_key(pool: "AsyncConnectionPool[Any]", digest: bytes) -> KeyRow | None:
-    """The key with this digest, if it is neither revoked nor expired."""
-    async with pool.connection() as connection:
-        cursor = await connection.execute(FIND_KEY, {"digest": digest})
-        row = await cursor.fetchone()
-    return KeyRow(*row) if row else None
+    def __init__(self, url: str, settings: Settings, seconds_max: float) -> None:
+        self._url = url
+        self._settings = settings
+        self._seconds_max = seconds_max
+        self._connection: PipelinedConnection | None = None
+        self._free = asyncio.Lock()
 
+    async def find_keys(self, digests: Collection[bytes]) -> dict[bytes, Principal]:
+        """By digest, those keys that are neither revoked nor expired."""
+        array = "{" + ",".join(f'"\\\\x{digest.hex()}"' for digest in digests) + "}"
+        found = await self._run(FIND_KEYS(digests=array))
+        return {
+            digest: Principal(digest, api_key_id, organization_id, frozenset(scopes))
+            for digest, api_key_id, organization_id, scopes in found.rows
+        }
 
-async def answers(pool: "AsyncConnectionPool[Any]") -> None:
-    """Raises psycopg.Error if the database does not answer."""
-    async with pool.connection() as connection:
-        await connection.execute("SELECT 1")
+    async def answers(self) -> None:
+        """Return if the database answers."""
+        await self._run(PING())
+
+    async def close(self) -> None:
+        if self._connection:
+            await self._connection.close()
+
+    async def _run(self, call: Call) -> Result:
+        """Once more if the connection proves lost: it may have been so for long, and a read changes nothing."""
+        async with asyncio.timeout(self._seconds_max), self._free:
+            if self._connection and not self._connection.is_broken:
+                try:
+                    return await self._try(self._connection, call)
+                except OperationalError:
+                    if not self._connection.is_broken:
+                        raise
+            self._connection = await connect(self._url, self._settings, (FIND_KEYS, PING))
+            return await self._try(self._connection, call)
+
+    async def _try(self, connection: PipelinedConnection, call: Call) -> Result:
+        try:
+            (result,) = await connection.run(call)
+        except BaseException:
+            connection.cut()  # whatever is still to come on it would be taken for the next answer
+            raise
+        return result

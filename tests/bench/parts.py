@@ -4,6 +4,7 @@ Everything runs under a guard, so that it ends when the benchmark is killed.
 """
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from server.config import Settings
 from server.local.edge import envoy_command, is_ready, write_config
 from server.local.guard import guarded
 from server.local.postgres import EmbeddedPostgres
-from server.process import environment_of
+from server.process import GRPC_EXPERIMENTS, environment_of
 from tests.stack import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,9 @@ def running_null_servers(folder: Path, count: int) -> Iterator[NullServers]:
         processes = []
         for port in ports:
             log = folder / f"{port}.log"
-            process = stack.enter_context(running([sys.executable, "-m", "tests.bench.null", str(port)], log))
+            environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | os.environ  # as a worker has it
+            command = [sys.executable, "-m", "tests.bench.null", str(port)]
+            process = stack.enter_context(running(command, log, environment))
             wait_until(lambda port=port: _listens(port), process, log)  # type: ignore[misc]
             processes.append(process)
         yield NullServers([("127.0.0.1", port) for port in ports], processes)

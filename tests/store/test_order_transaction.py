@@ -15,6 +15,7 @@ from server.errors import Refusal
 from server.ordering import Order, Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown, place
+from server.store.pipeline import connect
 from tests.shop import Shop
 
 
@@ -35,7 +36,7 @@ def carry_out(database, *batches, meanwhile=None):
     """Carry out batches one after the other on one connection."""
 
     async def run():
-        connection = await orders.connect(database.url, Settings())
+        connection = await connect(database.url, Settings(), orders.STATEMENTS)
         try:
             if meanwhile:
                 meanwhile(connection)
