@@ -181,3 +181,18 @@ def test_a_server_that_was_restarted_is_connected_to_again(database, shop):
         return placed, lost, await outcome(batcher, order(shop.id, second, api_key_id=shop.key_id))
 
     assert run(database.url, work) == ("PLACED", Code.UNAVAILABLE, "PLACED")
+
+
+def test_while_there_are_many_a_batch_waits_for_as_many_as_the_last_one_had(shop, database):
+    async def work(batcher):
+        async def buy(numbers):
+            for number in numbers:
+                await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id))
+
+        numbers = shop.numbers(32)
+        await asyncio.gather(*(buy(numbers[i::8]) for i in range(8)))
+
+    run(database.url, work, gather_ms=1000)
+    with database.engine.connect() as connection:
+        batches = connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar()
+    assert batches <= 6  # four of eight, and what the first ones lacked
