@@ -148,6 +148,18 @@ local function unwrap(text)
   return at and "{" .. text:sub(at + 1, -3)
 end
 
+-- Why Envoy gave up a call to a server. Only of these is it certain that no server has begun it; after any other the
+-- order may have been carried out, and 503, which clients and proxies send again by themselves, would not be true.
+local UNBEGUN = { "connection failure", "connection timeout", "overflow", "refused stream" }
+local function is_unsettled(text)
+  local reason = text:match("reset reason: (.*)")
+  if not reason then return false end
+  for _, unbegun in ipairs(UNBEGUN) do
+    if reason:find(unbegun, 1, true) then return false end
+  end
+  return true
+end
+
 -- Not by response_headers_to_remove: the router would take grpc-status away before the transcoder has read it.
 local function internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
 local function internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
@@ -167,9 +179,12 @@ local function refuse(h, meta)
   local buffer = h:body(true)
   local headers = h:headers()                -- after body() only: handles taken before it are dead
   local status = meta.status or headers:get(":status")
-  local ours = unwrap(buffer:getBytes(0, buffer:length()))
+  local text = buffer:getBytes(0, buffer:length())
+  local ours = unwrap(text)
   if ours then
     status = told_status(h, headers) or status
+  elseif status == "503" and is_unsettled(text) then
+    status = "504"
   elseif not OTHER[status] then
     status = "500"
   end
@@ -186,6 +201,10 @@ function envoy_on_response(h)
   if not meta then return end                -- made before any filter ran: local_reply_config has answered
   h:headers():replace("x-request-id", meta.id)
   if not meta.rest then
+    if h:headers():get("grpc-status") == "14" and is_unsettled(h:headers():get("grpc-message") or "") then
+      h:headers():replace("grpc-status", "4")
+      h:headers():replace("grpc-message", "request timed out")
+    end
     scrub(h:headers(), internal_to_grpc)
     scrub(h:trailers(), internal_to_grpc)
     return

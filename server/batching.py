@@ -8,37 +8,94 @@ just now, come again, and a larger batch costs server and database so much less 
 An organization's orders all use the same lane, so that batches do not meet on its row; who gets into a batch goes
 round-robin over organizations, so that one's flood does not starve another. Speed and fairness only: correctness is the
 locks'.
+
+What cannot be settled in a batch goes to the slow lane, one order a transaction, until its deadline: an order of rows
+that somebody else keeps locked, an order whose outcome nobody heard, every order of a batch that failed as a whole.
 """
 
 import asyncio
 import logging
 import random
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import psycopg
 from psycopg import errors
 
 from server.config import Settings
 from server.errors import Code, Refusal
-from server.ordering import Decision, Id, Order, Placed
-from server.store.orders import STATEMENTS, OutcomeUnknown, place
+from server.ordering import Busy, Decision, Id, Order, Placed, Replayed
+from server.store.orders import STATEMENTS, AnswerOf, InProgress, Limits, OutcomeUnknown, place, place_alone
 from server.store.pipeline import PipelinedConnection, connect
 
 log = logging.getLogger(__name__)
 
 # Another transaction was in the way; ours left nothing behind and may be run again, whole.
-TRANSIENT = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)
+# The same, but it may stay there for long.
+HELD_UP = (errors.LockNotAvailable, errors.QueryCanceled)
+NO_DATABASE = (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError)
 ATTEMPTS_MAX = 5
+SKIP_SECONDS = 1.0
+"""After it met a locked row a lane skips such rows for so long, instead of waiting for them once a batch."""
+SETTLE_SECONDS = 0.5
+"""The database ends a transaction that takes too long; if so much later we have not heard of it, we hang up."""
+SLOW_LOCK_SECONDS_MIN = 0.025
+SLOW_PAUSE_SECONDS_MAX = 0.1
+CERTAIN_SECONDS = 0.05
+"""So long before their deadline orders are given up, while it is still certain what became of them."""
+
+
+class Answer(NamedTuple):
+    """What is answered to an order that was placed, and whether that was said before, under its idempotency key."""
+
+    message: bytes
+    replayed: bool
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    """An order on its way. Its caller hears of it once, and may leave before; `end` is when nothing is left to do."""
+
     order: Order
-    answer: "asyncio.Future[Placed]"
-    begun: bool = False
+    deadline: float
+    answer: "asyncio.Future[Decision]"
+    on_end: Callable[[], None]
+    late: Code = Code.UNAVAILABLE
+    """What its caller hears when time is up: UNAVAILABLE only while it is certain that nothing is carried out."""
+    sent: Placed | None = None
+    """What was sent to be written, when nobody heard what became of it."""
+
+    @property
+    def is_wanted(self) -> bool:
+        return not self.answer.done()
+
+    def begin(self) -> None:
+        self.late = Code.TIMEOUT
+
+    def undone(self, late: Code = Code.UNAVAILABLE) -> None:
+        """The attempt has left nothing behind."""
+        if self.sent is None:
+            self.late = late
+
+    def expire(self) -> None:
+        self._tell(Refusal(self.late))
+
+    def end(self, decision: Decision) -> None:
+        self._tell(decision)
+        self.on_end()
+
+    def _tell(self, decision: Decision) -> None:
+        if self.answer.done():
+            return
+        if isinstance(decision, Refusal):
+            self.answer.set_exception(decision)
+        else:
+            self.answer.set_result(decision)
 
 
 @dataclass(slots=True)
@@ -71,58 +128,141 @@ class _Queue:
 
 
 class Batcher:
-    """The orders of one worker process, on `settings.lanes` connections."""
+    """The orders of one worker process, on `settings.lanes` connections and as many slow ones as the settings say."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
-        self._waiting = 0
+    def __init__(self, settings: Settings, database_url: str, answer_of: AnswerOf) -> None:
+        self._count = 0
         self._orders_max = settings.queue_orders_max
-        self._lanes = [_Lane(settings, database_url) for _ in range(settings.lanes)]
+        self._answer_of = answer_of
+        self._slow = _SlowLane(settings, database_url, answer_of)
+        self._lanes = [_Lane(settings, database_url, answer_of, self._slow) for _ in range(settings.lanes)]
+        self._turns: WeakValueDictionary[tuple[Id, str], asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more order would be refused at once."""
+        return self._count >= self._orders_max
 
     async def close(self) -> None:
-        """Finish what has begun, refuse what waits, close the connections."""
+        """Finish what has begun, refuse what comes, close the connections."""
         await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await self._slow.close()
 
-    async def place(self, order: Order, timeout_seconds: float) -> Placed:
+    async def place(self, order: Order, timeout_seconds: float) -> Answer:
         """Place an order. Raises the Refusal that was decided; UNAVAILABLE if it was certainly not carried out, TIMEOUT
         if it may have been. An order whose caller leaves before its batch began is dropped; one that began is finished.
         """
-        if self._waiting >= self._orders_max:
+        if self.is_full:
             raise Refusal(Code.UNAVAILABLE)
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(order, loop.create_future())
-        expiry = loop.call_later(timeout_seconds, _expire, waiting)
-        self._waiting += 1
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        self._count += 1
+        turn = None
         try:
-            self._lanes[hash(order.organization_id) % len(self._lanes)].put(waiting)
+            turn = await self._turn(order, deadline)
+            waiting = self._entered(order, deadline, turn)
+        except BaseException:
+            self._count -= 1
+            if turn:
+                turn.release()
+            raise
+        decision = await self._settled(waiting)
+        if isinstance(decision, Replayed):
+            return Answer(decision.answer, replayed=True)
+        assert isinstance(decision, Placed)  # noqa: S101
+        return Answer(self._answer_of(decision), replayed=False)
+
+    async def _turn(self, order: Order, deadline: float) -> asyncio.Lock | None:
+        """Orders under the same idempotency key come one after the other: the second finds the first's answer."""
+        if order.idempotency is None:
+            return None
+        turn = self._turns.setdefault((order.organization_id, order.idempotency.key), asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn.acquire()
+        except TimeoutError:
+            raise Refusal(Code.IDEMPOTENCY_IN_PROGRESS) from None
+        return turn
+
+    def _entered(self, order: Order, deadline: float, turn: asyncio.Lock | None) -> _Waiting:
+        def over() -> None:
+            self._count -= 1
+            if turn:
+                turn.release()
+
+        waiting = _Waiting(order, deadline, asyncio.get_running_loop().create_future(), over)
+        self._lanes[hash(order.organization_id) % len(self._lanes)].put(waiting)
+        return waiting
+
+    async def _settled(self, waiting: _Waiting) -> Decision:
+        expiry = asyncio.get_running_loop().call_at(waiting.deadline, waiting.expire)
+        try:
             return await waiting.answer
         finally:
-            self._waiting -= 1
             expiry.cancel()
 
 
-def _expire(waiting: _Waiting) -> None:
-    _answer(waiting, Refusal(Code.TIMEOUT if waiting.begun else Code.UNAVAILABLE))
+class _Connection:
+    """One connection for orders, opened when first needed and again when it was lost."""
 
-
-def _answer(waiting: _Waiting, decision: Decision) -> None:
-    """Tell the caller, if it still waits: it may have left while its batch ran."""
-    if waiting.answer.done():
-        return
-    if isinstance(decision, Placed):
-        waiting.answer.set_result(decision)
-    else:
-        waiting.answer.set_exception(decision)
-
-
-class _Lane:
     def __init__(self, settings: Settings, database_url: str) -> None:
         self._settings = settings
         self._url = database_url
+        self._open: PipelinedConnection | None = None
+
+    @asynccontextmanager
+    async def transaction(
+        self, batch: Sequence[_Waiting], lock_seconds: float
+    ) -> AsyncIterator[tuple[PipelinedConnection, Limits]]:
+        """For one attempt of a batch, over before its last deadline. After a failure nothing is left of it, unless it
+        is OutcomeUnknown. Raises psycopg.Error, TimeoutError."""
+        connection = await self._connected()
+        left = max(waiting.deadline for waiting in batch) - asyncio.get_running_loop().time() - CERTAIN_SECONDS
+        seconds = max(0.0, min(left, self._settings.transaction_seconds_max))
+        for waiting in batch:
+            waiting.begin()
+        try:
+            async with connection.at_most(seconds + SETTLE_SECONDS):
+                yield connection, Limits(min(lock_seconds, seconds), seconds)
+        except BaseException as error:
+            if isinstance(error, OutcomeUnknown):
+                log.warning("the outcome of %d orders is unknown", len(error.placed), exc_info=True)
+                sent = {placed.order.id: placed for placed in error.placed}
+                for waiting in batch:
+                    waiting.sent = sent.get(waiting.order.id, waiting.sent)
+            for waiting in batch:
+                waiting.undone()
+            await self._recover(connection)
+            raise
+
+    async def close(self) -> None:
+        if self._open:
+            await self._open.close()
+
+    async def _connected(self) -> PipelinedConnection:
+        if self._open is None or self._open.is_broken:
+            self._open = await connect(self._url, self._settings, STATEMENTS)
+        return self._open
+
+    async def _recover(self, connection: PipelinedConnection) -> None:
+        """Roll back, or do without this connection from now on."""
+        try:
+            async with connection.at_most(self._settings.connect_timeout_seconds):
+                await connection.rollback()
+        except (psycopg.Error, TimeoutError):
+            await connection.close()
+
+
+class _Lane:
+    def __init__(self, settings: Settings, database_url: str, answer_of: AnswerOf, slow: "_SlowLane") -> None:
+        self._settings = settings
+        self._answer_of = answer_of
+        self._slow = slow
         self._queue = _Queue()
         self._wanted = 1
         self._enough = asyncio.Event()
         self._closing = False
-        self._connection: PipelinedConnection | None = None
+        self._skip_until = 0.0
+        self._connection = _Connection(settings, database_url)
         self._task = asyncio.create_task(self._run())
 
     def put(self, waiting: _Waiting) -> None:
@@ -136,8 +276,7 @@ class _Lane:
         self._closing = True
         self._enough.set()
         await self._task
-        if self._connection:
-            await self._connection.close()
+        await self._connection.close()
 
     async def _run(self) -> None:
         expected = 1
@@ -161,61 +300,115 @@ class _Lane:
     def _next_batch(self) -> list[_Waiting]:
         """What waits and is still wanted."""
         while batch := self._queue.take(self._settings.batch_orders_max, self._settings.batch_numbers_max):
-            if wanted := [waiting for waiting in batch if not waiting.answer.done()]:
+            for waiting in batch:
+                if not waiting.is_wanted:
+                    waiting.end(Refusal(waiting.late))
+            if wanted := [waiting for waiting in batch if waiting.is_wanted]:
                 return wanted
         return []
 
     async def _carry_out(self, batch: Sequence[_Waiting]) -> None:
-        """Answer a batch, whatever happens. If the database refuses it as a whole, each order is tried on its own, so
-        that one bad order cannot fail its neighbours."""
-        for waiting in batch:
-            waiting.begun = True
+        """Settle a batch, or let the slow lane do it, whatever happens."""
         try:
-            decisions: Sequence[Decision] = await self._place([waiting.order for waiting in batch])
-        except OutcomeUnknown:
-            log.warning("the outcome of %d orders is unknown", len(batch), exc_info=True)
-            decisions = [Refusal(Code.TIMEOUT) for _ in batch]
-        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError):
-            log.warning("%d orders could not be carried out", len(batch), exc_info=True)
+            decisions: Sequence[Decision] = await self._decisions(batch)
+        except NO_DATABASE as error:
+            log.warning("%d orders could not be carried out: %r", len(batch), error)
             decisions = [Refusal(Code.UNAVAILABLE) for _ in batch]
-        except Exception:
-            log.exception("a batch of %d orders failed", len(batch))
-            if len(batch) > 1:
-                for waiting in batch:
-                    await self._carry_out([waiting])
-                return
-            decisions = [Refusal(Code.INTERNAL)]
         for waiting, decision in zip(batch, decisions, strict=True):
-            _answer(waiting, decision)
+            if isinstance(decision, Busy):
+                waiting.undone()
+                self._slow.put(waiting)
+            else:
+                waiting.end(decision)
 
-    async def _place(self, orders: Sequence[Order]) -> list[Decision]:
+    async def _decisions(self, batch: Sequence[_Waiting]) -> Sequence[Decision]:
+        """What becomes of each order. Raises what says that there is no database."""
         for attempt in range(1, ATTEMPTS_MAX + 1):
+            skip = asyncio.get_running_loop().time() < self._skip_until
             try:
-                return await self._attempt(orders)
-            except TRANSIENT:
-                if attempt == ATTEMPTS_MAX:
+                return await self._attempt(batch, skip_locked=skip)
+            except IN_THE_WAY:
+                pass
+            except errors.LockNotAvailable:
+                if skip:  # it is none of the rows that we would skip
+                    break
+                self._skip_until = asyncio.get_running_loop().time() + SKIP_SECONDS
+                continue
+            except (OutcomeUnknown, errors.QueryCanceled):
+                break
+            except NO_DATABASE:
+                if attempt == ATTEMPTS_MAX or not any(waiting.is_wanted for waiting in batch):
                     raise
-                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-        raise AssertionError("unreachable")
+            except Exception:
+                log.exception("a batch of %d orders failed", len(batch))
+                break
+            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+        return [Busy() for _ in batch]
 
-    async def _attempt(self, orders: Sequence[Order]) -> list[Decision]:
-        connection = await self._connected()
+    async def _attempt(self, batch: Sequence[_Waiting], *, skip_locked: bool) -> list[Decision]:
+        orders = [waiting.order for waiting in batch]
+        lock_seconds = self._settings.lock_timeout_ms / 1000
+        async with self._connection.transaction(batch, lock_seconds) as (connection, limits):
+            return await place(connection, orders, self._answer_of, limits, skip_locked=skip_locked)
+
+
+class _SlowLane:
+    """Each order by itself, again and again until it is decided or its deadline has passed."""
+
+    def __init__(self, settings: Settings, database_url: str, answer_of: AnswerOf) -> None:
+        self._lock_seconds_max = settings.lock_timeout_ms / 1000
+        self._answer_of = answer_of
+        self._connections = [_Connection(settings, database_url) for _ in range(settings.slow_lanes)]
+        self._free: asyncio.Queue[_Connection] = asyncio.Queue()
+        for connection in self._connections:
+            self._free.put_nowait(connection)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def put(self, waiting: _Waiting) -> None:
+        task = asyncio.create_task(self._settle(waiting))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(connection.close() for connection in self._connections))
+
+    async def _settle(self, waiting: _Waiting) -> None:
+        lock_seconds = min(SLOW_LOCK_SECONDS_MIN, self._lock_seconds_max)
+        decision: Decision = Busy()
+        while isinstance(decision, Busy) and self._is_worthwhile(waiting):
+            connection = await self._free.get()
+            try:
+                if self._is_worthwhile(waiting):
+                    decision = await self._decision(connection, waiting, lock_seconds)
+            finally:
+                self._free.put_nowait(connection)
+            if isinstance(decision, Busy):
+                lock_seconds = min(2 * lock_seconds, self._lock_seconds_max)
+                await asyncio.sleep(random.uniform(0, SLOW_PAUSE_SECONDS_MAX))  # noqa: S311
+        waiting.end(Refusal(waiting.late) if isinstance(decision, Busy) else decision)
+
+    def _is_worthwhile(self, waiting: _Waiting) -> bool:
+        left = waiting.deadline - asyncio.get_running_loop().time()
+        return waiting.is_wanted and left > CERTAIN_SECONDS
+
+    async def _decision(self, connection: _Connection, waiting: _Waiting, lock_seconds: float) -> Decision:
+        """What becomes of an order, Busy if it is to be tried again."""
         try:
-            async with connection.at_most(self._settings.transaction_seconds_max):
-                return await place(connection, orders)
-        except BaseException:
-            await self._recover(connection)
-            raise
-
-    async def _connected(self) -> PipelinedConnection:
-        if self._connection is None or self._connection.is_broken:
-            self._connection = await connect(self._url, self._settings, STATEMENTS)
-        return self._connection
-
-    async def _recover(self, connection: PipelinedConnection) -> None:
-        """Roll back, or do without this connection from now on."""
-        try:
-            async with connection.at_most(self._settings.connect_timeout_seconds):
-                await connection.rollback()
-        except (psycopg.Error, TimeoutError):
-            await connection.close()
+            async with connection.transaction([waiting], lock_seconds) as (open_, limits):
+                decision = await place_alone(open_, waiting.order, self._answer_of, limits, waiting.sent)
+            if isinstance(decision, Busy):
+                waiting.undone()
+            return decision
+        except InProgress:
+            waiting.undone(Code.IDEMPOTENCY_IN_PROGRESS)
+        except (OutcomeUnknown, *IN_THE_WAY, *HELD_UP):
+            pass
+        except NO_DATABASE as error:
+            if waiting.sent is None:
+                log.warning("an order could not be carried out: %r", error)
+                return Refusal(Code.UNAVAILABLE)
+        except Exception:
+            log.exception("an order failed")
+            return Refusal(Code.INTERNAL if waiting.sent is None else Code.TIMEOUT)
+        return Busy()

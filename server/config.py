@@ -60,10 +60,14 @@ class Settings(BaseSettings):
     """The most orders that one transaction takes on."""
     batch_numbers_max: Annotated[int, Field(ge=NUMBERS_PER_ORDER_MAX, le=10_000)] = 500
     """The most numbers that one transaction takes on, so that it never holds its locks for long."""
+    slow_lanes: Annotated[int, Field(ge=1, le=16)] = 2
+    """Connections of one worker for orders that others' locks hold up, one order a transaction."""
     gather_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0
     """How long a transaction waits for as many orders as the last one had; a lone order never waits."""
     queue_orders_max: Count = 2000
     """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
+    idempotency_hours: Annotated[float, Field(ge=1, le=8760)] = 24.0
+    """How long the answer to an order is kept under its idempotency key, at least."""
     key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0
     """How long a key once looked up is trusted for *refusals*; a sale always reads it again."""
     deadline_seconds_max: Annotated[float, Field(gt=0, le=300)] = 30.0
@@ -71,7 +75,7 @@ class Settings(BaseSettings):
     rest_deadline_seconds: Annotated[float, Field(gt=0.1, le=300)] = 5.0
     """The longest a REST call may take."""
     lock_timeout_ms: Count = 200
-    """How long an order's first attempt waits for a row somebody else has locked."""
+    """How long one attempt of an order waits for a row somebody else has locked."""
     transaction_seconds_max: Annotated[float, Field(ge=0.5, le=60)] = 5.0
     """After that long an order's transaction is given up."""
     idle_in_transaction_timeout_ms: Count = 5000

@@ -19,6 +19,8 @@ class Code(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     INSUFFICIENT_INVENTORY = "INSUFFICIENT_INVENTORY"
     INSUFFICIENT_CREDIT = "INSUFFICIENT_CREDIT"
+    IDEMPOTENCY_IN_PROGRESS = "IDEMPOTENCY_IN_PROGRESS"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
     RATE_LIMITED = "RATE_LIMITED"
     INTERNAL = "INTERNAL"
     UNAVAILABLE = "UNAVAILABLE"
@@ -26,11 +28,13 @@ class Code(StrEnum):
 
 
 class Meaning(NamedTuple):
-    """How a code reads: the name of its gRPC status, its HTTP status, its message."""
+    """How a code reads: the name of its gRPC status, its HTTP status, its message; and when it passes by itself."""
 
     grpc_status: str
     http_status: int
     message: str
+    retry_seconds: int | None = None
+    """After how long to send the same again; None: not as it is."""
 
 
 TABLE: Mapping[Code, Meaning] = {
@@ -41,9 +45,11 @@ TABLE: Mapping[Code, Meaning] = {
     Code.NOT_FOUND: Meaning("NOT_FOUND", 404, "not found"),
     Code.INSUFFICIENT_INVENTORY: Meaning("ABORTED", 409, "insufficient inventory"),
     Code.INSUFFICIENT_CREDIT: Meaning("FAILED_PRECONDITION", 402, "insufficient credit"),
-    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "too many requests"),
+    Code.IDEMPOTENCY_IN_PROGRESS: Meaning("ABORTED", 409, "an order with this idempotency key is under way", 1),
+    Code.IDEMPOTENCY_KEY_REUSED: Meaning("FAILED_PRECONDITION", 422, "idempotency key was used for another order"),
+    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "too many requests", 1),
     Code.INTERNAL: Meaning("INTERNAL", 500, "internal error"),
-    Code.UNAVAILABLE: Meaning("UNAVAILABLE", 503, "service unavailable"),
+    Code.UNAVAILABLE: Meaning("UNAVAILABLE", 503, "service unavailable", 1),
     Code.TIMEOUT: Meaning("DEADLINE_EXCEEDED", 504, "request timed out"),
 }
 

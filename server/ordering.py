@@ -5,6 +5,7 @@ It imports neither gRPC nor SQL. What it is given has been read under locks that
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,6 +16,13 @@ Id = str
 """A UUID as canonical text: as the wire and the database's answers have it, and cheaper than an object."""
 
 SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
+
+
+class Idempotency(NamedTuple):
+    """The key under which an order is carried out once however often it is sent, and the digest of what it asks for."""
+
+    key: str
+    fingerprint: bytes
 
 
 class Order(NamedTuple):
@@ -31,6 +39,7 @@ class Order(NamedTuple):
     status_url: str | None = None
     label: str | None = None
     campaign_id: Id | None = None
+    idempotency: Idempotency | None = None
 
 
 class Number(NamedTuple):
@@ -76,6 +85,13 @@ class Campaign(NamedTuple):
     identity_status: str | None
 
 
+class Remembered(NamedTuple):
+    """What was answered to the order that an idempotency key was used for, and the digest of what it asked for."""
+
+    fingerprint: bytes
+    answer: bytes
+
+
 class State(NamedTuple):
     """What the database says of all that a batch of orders names. What is not in it does not exist."""
 
@@ -85,6 +101,10 @@ class State(NamedTuple):
     keys: Mapping[Id, Key] = MappingProxyType({})
     campaigns: Mapping[tuple[Id, Id], Campaign] = MappingProxyType({})
     """By organization and campaign."""
+    remembered: Mapping[tuple[Id, str], Remembered] = MappingProxyType({})
+    """By organization and idempotency key."""
+    busy: frozenset[str] = frozenset()
+    """Numbers and organizations whose rows somebody else has locked: nothing is known of them."""
 
 
 class Placed(NamedTuple):
@@ -97,25 +117,48 @@ class Placed(NamedTuple):
     account: Account
 
 
-Decision = Placed | Refusal
+class Replayed(NamedTuple):
+    """An order that had been carried out before under its idempotency key: what was answered then."""
+
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """An order that cannot be decided now, since somebody else is at work on what it needs. Nothing has been done."""
+
+
+Decision = Placed | Replayed | Refusal | Busy
 
 
 def decide(orders: Iterable[Order], state: State) -> list[Decision]:
     """What becomes of each order, in turn; each sees what the ones before it took."""
     taken: set[str] = set()
+    used: set[tuple[Id, str]] = set()
     accounts = dict(state.accounts)
     decisions: list[Decision] = []
     for order in orders:
-        decision = _decide_one(order, state, taken, accounts)
+        claim = _claim(order)
+        # Its answer is known when the order that took the key before it is written, and no sooner.
+        decision = Busy() if claim in used else _decide_one(order, state, taken, accounts)
         if isinstance(decision, Placed):
             taken.update(order.numbers)
+            if claim:
+                used.add(claim)
             accounts[order.organization_id] = decision.account
         decisions.append(decision)
     return decisions
 
 
 def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[Id, Account]) -> Decision:
-    refusal = _key_refusal(order, state) or _campaign_refusal(order, state) or _shortage(order, state, taken)
+    if order.organization_id in state.busy:
+        return Busy()
+    known = _key_refusal(order, state) or _replay(order, state)
+    if known:
+        return known
+    if not state.busy.isdisjoint(order.numbers):
+        return Busy()
+    refusal = _campaign_refusal(order, state) or _shortage(order, state, taken)
     if refusal:
         return refusal
     numbers = tuple(state.numbers[number] for number in order.numbers)
@@ -132,6 +175,20 @@ def _key_refusal(order: Order, state: State) -> Refusal | None:
     if key is None or not key.is_valid(state.now):
         return Refusal(Code.UNAUTHORIZED)
     return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
+
+
+def _claim(order: Order) -> tuple[Id, str] | None:
+    return (order.organization_id, order.idempotency.key) if order.idempotency else None
+
+
+def _replay(order: Order, state: State) -> Replayed | Refusal | None:
+    claim = _claim(order)
+    remembered = state.remembered.get(claim) if claim else None
+    if order.idempotency is None or remembered is None:
+        return None
+    if remembered.fingerprint != order.idempotency.fingerprint:
+        return Refusal(Code.IDEMPOTENCY_KEY_REUSED)
+    return Replayed(remembered.answer)
 
 
 def _campaign_refusal(order: Order, state: State) -> Refusal | None:

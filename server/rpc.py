@@ -7,6 +7,7 @@ here and not by grpc, which would tell callers UNKNOWN and the text of the excep
 
 import asyncio
 import logging
+import random
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import grpc
 import psycopg
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
@@ -29,10 +31,11 @@ from uuid_utils import uuid7
 from ordernumbers.v1 import phone_number_service_pb2
 from ordernumbers.v1.errors_pb2 import Error, ErrorResponse, InventoryShortage
 from server.auth import Authenticator, required_scope
-from server.batching import Batcher
+from server.batching import Answer, Batcher
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
-from server.service import Call, PhoneNumberService
+from server.service import Call, PhoneNumberService, answer_of
+from server.store.idempotency import purge
 from server.store.queries import Principal, Reader
 from server.validation import validate
 
@@ -43,6 +46,7 @@ DOMAIN = "ordernumbers"
 ULID_FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 ANSWER_SECONDS = 0.1  # kept of a call's time for the way back, so that its caller hears TIMEOUT from us
 HEALTH_INTERVAL_SECONDS = 1.0
+PURGE_INTERVAL_SECONDS = 60.0
 READ_SECONDS_MAX = 3.0
 
 OPTIONS = [
@@ -56,7 +60,7 @@ OPTIONS = [
 ]
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Method = Callable[[Any, Call], Awaitable[Message]]
+Method = Callable[[Any, Call], Awaitable[Answer]]
 
 
 class Server:
@@ -64,12 +68,13 @@ class Server:
 
     def __init__(self, settings: Settings, database_url: str) -> None:
         self._settings = settings
+        self._database_url = database_url
         self._reader = Reader(database_url, settings, READ_SECONDS_MAX)
-        self._batcher = Batcher(settings, database_url)
+        self._batcher = Batcher(settings, database_url, answer_of)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         self._draining = False
-        self._watch: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(cls, settings: Settings, database_url: str, port: int) -> "Server":
@@ -84,14 +89,14 @@ class Server:
             raise OSError(f"port {port} of {address} is in use") from None
         await self._check_health()
         await self._server.start()
-        self._watch = asyncio.create_task(self._watch_health())
+        self._chores = [asyncio.create_task(chore) for chore in (self._watch_health(), self._forget_answers())]
         return self
 
     async def drain(self) -> None:
         """Stop without failing a call: say so, serve on until it is known everywhere, then finish what is under way."""
         self._draining = True
-        if self._watch:
-            self._watch.cancel()
+        for chore in self._chores:
+            chore.cancel()
         await self._say(serving=False)
         await asyncio.sleep(self._settings.drain_seconds)
         await self._server.stop(grace=self._settings.deadline_seconds_max)
@@ -99,7 +104,8 @@ class Server:
         await self._reader.close()
 
     def _add_services(self) -> None:
-        calls = Calls(self._settings, Authenticator(self._reader.find_keys, self._settings.key_cache_seconds))
+        authenticator = Authenticator(self._reader.find_keys, self._settings.key_cache_seconds)
+        calls = Calls(self._settings, authenticator, lambda: self._batcher.is_full)
         handlers = calls.handlers(SERVICE, PhoneNumberService(self._batcher))
         self._server.add_generic_rpc_handlers([handlers])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -110,6 +116,18 @@ class Server:
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
+
+    async def _forget_answers(self) -> None:
+        """Each worker in a rhythm of its own; they do not get in each other's way."""
+        while True:
+            await asyncio.sleep(random.uniform(0, 2 * PURGE_INTERVAL_SECONDS))  # noqa: S311
+            try:
+                forgotten = await purge(self._database_url, self._settings)
+            except (psycopg.Error, TimeoutError) as error:
+                log.warning("old idempotency keys could not be purged: %r", error)
+            else:
+                if forgotten:
+                    log.info("%d old idempotency keys were purged", forgotten)
 
     async def _check_health(self) -> None:
         """SERVING while an order could be served: while the database answers."""
@@ -131,8 +149,9 @@ class Server:
 class Calls:
     """What every call of our own services goes through."""
 
-    def __init__(self, settings: Settings, authenticator: Authenticator) -> None:
+    def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[], bool]) -> None:
         self._seconds_max = settings.deadline_seconds_max
+        self._is_full = is_full
         self._authenticator = authenticator
         self._log = CallLog()
 
@@ -154,15 +173,21 @@ class Calls:
             line = Line(name, _request_id(said.get("x-request-id", ())))
             context.set_trailing_metadata((("x-request-id", line.request_id),))
             try:
+                if self._is_full():
+                    raise Refusal(Code.UNAVAILABLE)  # before it has cost anything
                 line.principal = await self._authenticator.authenticate(said.get("authorization", ()))
                 if scope is None or scope not in line.principal.scopes:
                     raise Refusal(Code.FORBIDDEN)
                 request = _parse(request_class, raw)
-                validate(request)
-                call = Call(line.request_id, line.principal, scope, self._timeout_seconds(context))
-                answer = (await behaviour(request, call)).SerializeToString()
+                key = validate(request, said.get("idempotency-key", ()))
+                timeout_seconds = self._timeout_seconds(context)
+                call = Call(line.request_id, line.principal, name, scope, key, timeout_seconds)
+                answer = await behaviour(request, call)
                 self._authenticator.renew(line.principal, line.started)  # nothing is done without a look at the key
-                return answer
+                if answer.replayed:
+                    line.code = "REPLAYED"
+                    await context.send_initial_metadata((("idempotency-replayed", "true"),))
+                return answer.message
             except Refusal as refusal:
                 line.code = refusal.code
                 await _abort(context, refusal, line.request_id)
@@ -231,18 +256,16 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> NoRetur
     meaning = refusal.meaning
     grpc_status = getattr(grpc.StatusCode, meaning.grpc_status)
     status = status_pb2.Status(code=grpc_status.value[0], message=refusal.message)
-    details = (
-        error_details_pb2.ErrorInfo(reason=refusal.code, domain=DOMAIN),
-        error_response(refusal, request_id),  # last: the edge takes the last one for its body
-    )
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=refusal.code, domain=DOMAIN)]
+    trailing: list[tuple[str, str | bytes]] = [("x-request-id", request_id), ("http-status", str(meaning.http_status))]
+    if meaning.retry_seconds:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=meaning.retry_seconds)))
+        trailing.append(("retry-after", str(meaning.retry_seconds)))
+    details.append(error_response(refusal, request_id))  # last: the edge takes the last one for its body
     for detail in details:
         status.details.add().Pack(detail, deterministic=True)
-    trailing = (
-        ("x-request-id", request_id),
-        ("http-status", str(meaning.http_status)),
-        ("grpc-status-details-bin", status.SerializeToString(deterministic=True)),
-    )
-    await context.abort(grpc_status, refusal.message, trailing)
+    trailing.append(("grpc-status-details-bin", status.SerializeToString(deterministic=True)))
+    await context.abort(grpc_status, refusal.message, tuple(trailing))
 
 
 # ---------------------------------------------------------------- the log of calls

@@ -1,14 +1,16 @@
 """The methods: protobuf to domain and back, a few lines each. What every call needs is done before (rpc.py)."""
 
+import json
 from datetime import datetime
+from hashlib import sha256
 from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
-from server.batching import Batcher
-from server.ordering import Order, Placed
+from server.batching import Answer, Batcher
+from server.ordering import Idempotency, Order, Placed
 from server.store.queries import Principal
 
 
@@ -17,7 +19,9 @@ class Call(NamedTuple):
 
     request_id: str
     principal: Principal
+    method: str
     scope: str
+    idempotency_key: str | None
     timeout_seconds: float
 
 
@@ -27,27 +31,44 @@ class PhoneNumberService:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
-    async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> OrderNumbersResponse:  # noqa: N802
+    async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> Answer:  # noqa: N802
         """Assign the named numbers, all or none. Raises Refusal."""
-        placed = await self._batcher.place(_order(request, call), call.timeout_seconds)
-        return _response(placed)
+        return await self._batcher.place(_order(request, call), call.timeout_seconds)
 
 
 def _order(request: OrderNumbersRequest, call: Call) -> Order:
     """The order with its ids, made once and now: however often it is tried, it is the same order."""
+    asked = {
+        "inbound_url": request.inbound_url if request.HasField("inbound_url") else None,
+        "status_url": request.status_url if request.HasField("status_url") else None,
+        "label": request.label if request.HasField("label") else None,
+        "campaign_id": request.campaign_id.lower() if request.HasField("campaign_id") else None,
+    }
+    numbers = tuple(request.numbers)
+    key = call.idempotency_key
     return Order(
         id=str(uuid7()),
         organization_id=call.principal.organization_id,
         api_key_id=call.principal.api_key_id,
         scope=call.scope,
         request_id=call.request_id,
-        numbers=tuple(request.numbers),
-        assignment_ids=tuple(str(uuid7()) for _ in request.numbers),
-        inbound_url=request.inbound_url if request.HasField("inbound_url") else None,
-        status_url=request.status_url if request.HasField("status_url") else None,
-        label=request.label if request.HasField("label") else None,
-        campaign_id=request.campaign_id.lower() if request.HasField("campaign_id") else None,
+        numbers=numbers,
+        assignment_ids=tuple(str(uuid7()) for _ in numbers),
+        idempotency=None if key is None else Idempotency(key, _fingerprint(call.method, numbers=numbers, **asked)),
+        **asked,
     )
+
+
+def _fingerprint(method: str, **asked: object) -> bytes:
+    """Digest of a method and what it is asked for; what is not said counts for nothing, so that a field which a later
+    version adds changes none that is remembered."""
+    said = {field: value for field, value in asked.items() if value is not None}
+    return sha256(json.dumps([method, said], sort_keys=True).encode()).digest()
+
+
+def answer_of(placed: Placed) -> bytes:
+    """The serialized answer to an order that was placed."""
+    return _response(placed).SerializeToString()
 
 
 def _response(placed: Placed) -> OrderNumbersResponse:

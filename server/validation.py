@@ -3,6 +3,7 @@ cannot say, that a URL's host is public."""
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 import protovalidate
@@ -13,7 +14,10 @@ from server.config import NUMBERS_PER_ORDER_MAX
 from server.errors import Code, Refusal
 
 NOT_PUBLIC = "must be a public https:// URL"
+NOT_A_KEY = "must be one of 1..255 visible ASCII characters"
 
+_BARE_KEY = re.compile(r'(?!")[!-~]{1,255}', re.ASCII)
+_QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\]){1,255})"', re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
 _PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
@@ -28,11 +32,28 @@ _EXCEPTIONS: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = (
 _validator = protovalidate.Validator()
 
 
-def validate(request: Message) -> None:
-    """Raises VALIDATION_FAILED with every field at fault and the first rule it breaks, all at once."""
+def validate(request: Message, idempotency_keys: Sequence[str | bytes] = ()) -> str | None:
+    """The idempotency key among the values that the call gave, if it gave any.
+
+    Raises VALIDATION_FAILED with every field at fault and the first rule it breaks, all at once.
+    """
     details = _order_violations(request) if isinstance(request, OrderNumbersRequest) else _violations(request)
+    key = _idempotency_key(idempotency_keys)
+    if idempotency_keys and key is None:
+        details["idempotency-key"] = NOT_A_KEY
     if details:
         raise Refusal(Code.VALIDATION_FAILED, details=details)
+    return key
+
+
+def _idempotency_key(values: Sequence[str | bytes]) -> str | None:
+    """The one well-formed key: bare, or quoted as RFC 8941 has strings."""
+    if len(values) != 1 or not isinstance(values[0], str):
+        return None
+    quoted = _QUOTED_KEY.fullmatch(values[0])
+    if quoted:
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    return values[0] if _BARE_KEY.fullmatch(values[0]) else None
 
 
 def _order_violations(request: OrderNumbersRequest) -> dict[str, str]:

@@ -11,11 +11,11 @@ from google.protobuf.json_format import MessageToDict
 from grpc_status import rpc_status
 
 from ordernumbers.v1.errors_pb2 import ErrorResponse
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
 from server.errors import TABLE, Code
 
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+METHOD = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
 ROUTE = "/v1/phone-numbers/orders"
 TIMEOUT_SECONDS = 20
 
@@ -27,6 +27,7 @@ class Answer(NamedTuple):
     body: dict[str, Any]
     request_id: str
     headers: dict[str, str]
+    raw: bytes
 
 
 def failure(code: str, message: str, request_id: str, *, details: Any = None, data: Any = None) -> dict[str, Any]:
@@ -42,21 +43,31 @@ def authorization(key: str | None) -> str | None:
     return key if key is None or " " in key else f"Bearer {key}"
 
 
+Sent = str | list[bytes] | None
+"""A header once, several times, or not at all."""
+
+
+def _values(sent: Sent) -> list[str] | list[bytes]:
+    return [] if sent is None else [sent] if isinstance(sent, str) else sent
+
+
 @dataclass
 class Rest:
     """POST through Envoy."""
 
     client: httpx.Client
 
-    def __call__(self, key: str | None, **request: Any) -> Answer:
-        return self.post(key, json.dumps(request).encode())
+    def __call__(self, key: str | None, *, idempotency_key: Sent = None, **request: Any) -> Answer:
+        headers = [("idempotency-key", value) for value in _values(idempotency_key)]
+        return self.post(key, json.dumps(request).encode(), headers)
 
-    def post(self, key: str | None, body: bytes, **headers: str) -> Answer:
-        sent = {"content-type": "application/json", **headers}
+    def post(self, key: str | None, body: bytes, headers: Any = (), **more: str) -> Answer:
+        sent: list[tuple[str, Any]] = [("content-type", "application/json"), *headers, *more.items()]
         if (value := authorization(key)) is not None:
-            sent["authorization"] = value
+            sent.append(("authorization", value))
         answer = self.client.post(ROUTE, content=body, headers=sent)
-        return Answer(answer.status_code, answer.json(), answer.headers["x-request-id"], dict(answer.headers))
+        said = dict(answer.headers)
+        return Answer(answer.status_code, answer.json(), answer.headers["x-request-id"], said, answer.content)
 
 
 @dataclass
@@ -66,24 +77,27 @@ class Grpc:
     channel: grpc.Channel
     timeout_seconds: float = TIMEOUT_SECONDS
 
-    def __call__(self, key: str | None, **request: Any) -> Answer:
-        metadata = [] if key is None else [("authorization", authorization(key))]
-        method = PhoneNumberServiceStub(self.channel).OrderNumbers
+    def __call__(self, key: str | None, *, idempotency_key: Sent = None, **request: Any) -> Answer:
+        metadata: list[tuple[str, Any]] = [("idempotency-key", value) for value in _values(idempotency_key)]
+        if key is not None:
+            metadata.append(("authorization", authorization(key)))
+        method = self.channel.unary_unary(METHOD, OrderNumbersRequest.SerializeToString)
         try:
-            message, call = method.with_call(
+            raw, call = method.with_call(
                 OrderNumbersRequest(**request), metadata=metadata, timeout=self.timeout_seconds
             )
         except grpc.RpcError as error:
             return _refusal(error)
         headers = _headers(call)
-        return Answer(200, _as_dict(message), headers["x-request-id"], headers)
+        body = _as_dict(OrderNumbersResponse.FromString(raw))
+        return Answer(200, body, headers["x-request-id"], headers, raw)
 
 
 def _refusal(error: Any) -> Answer:
     """What a refused call says, after a look that all the ways it is said agree."""
     status = rpc_status.from_call(error)
     assert status is not None, f"a bare status: {error}"
-    info, response = status.details
+    info, *retry, response = status.details
     envelope = ErrorResponse()
     assert response.Unpack(envelope)
     meaning = TABLE[Code(envelope.error.code)]
@@ -92,7 +106,9 @@ def _refusal(error: Any) -> Answer:
     assert error.code().name == meaning.grpc_status
     assert error.details() == status.message == envelope.error.message
     headers = _headers(error)
-    return Answer(meaning.http_status, _as_dict(envelope), headers["x-request-id"], headers)
+    assert [detail.TypeName() for detail in retry] == ["google.rpc.RetryInfo"] * bool(meaning.retry_seconds)
+    raw = envelope.SerializeToString()
+    return Answer(meaning.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
 
 
 def _headers(call: Any) -> dict[str, str]:

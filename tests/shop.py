@@ -79,6 +79,16 @@ class Shop:
         with self.engine.begin() as connection:
             admin.revoke_key(connection, self.key_id)
 
+    def revoke_text(self, key: str) -> None:
+        """Revoke a key of which only the text is known."""
+        (key_id,) = self._all(select(api_key.c.id).where(api_key.c.digest == keys.digest(key)))
+        with self.engine.begin() as connection:
+            admin.revoke_key(connection, key_id)
+
+    def credit(self, micros: int) -> None:
+        with self.engine.begin() as connection:
+            admin.add_credit(connection, self.id, micros)
+
     def campaign(self, status: str = "ACTIVE", identity_status: str | None = "VERIFIED") -> UUID:
         """A campaign, linked to a brand of that identity status, or to none."""
         with self.engine.begin() as connection:

@@ -236,8 +236,35 @@ ORGANIZATIONS = Walk(
     ),
 )
 
+IDEMPOTENCY_KEYS = Walk(
+    "idempotency_key",
+    ("organization_id", "key"),
+    (
+        Rule(
+            "an idempotency key of organization {organization_id} is for order {order_id}, which is not there",
+            """
+            SELECT organization_id, order_id
+            FROM idempotency_key
+            WHERE {in_range} AND NOT EXISTS (
+                SELECT FROM orders o WHERE (o.organization_id, o.id) = (idempotency_key.organization_id, order_id)
+              )
+            ORDER BY organization_id, key
+            """,
+        ),
+        Rule(
+            "an idempotency key of organization {organization_id} keeps no answer for order {order_id}",
+            """
+            SELECT organization_id, order_id
+            FROM idempotency_key
+            WHERE {in_range} AND answer = ''
+            ORDER BY organization_id, key
+            """,
+        ),
+    ),
+)
+
 _NIL = UUID(int=0)
-_FIRST: Mapping[str, Any] = {"number": "", "organization_id": _NIL, "id": _NIL, "entry_no": -(2**63)}
+_FIRST: Mapping[str, Any] = {"number": "", "key": "", "organization_id": _NIL, "id": _NIL, "entry_no": -(2**63)}
 
 
 def violations(engine: Engine) -> list[str]:
@@ -247,7 +274,7 @@ def violations(engine: Engine) -> list[str]:
         connection.execute(text("SET enable_seqscan = off"))
         connection.execute(text("SET enable_hashjoin = off"))
         connection.execute(text("SET enable_mergejoin = off"))
-        walks = (PHONE_NUMBERS, ASSIGNMENTS, ORDERS, LEDGER, ORGANIZATIONS)
+        walks = (PHONE_NUMBERS, ASSIGNMENTS, ORDERS, LEDGER, ORGANIZATIONS, IDEMPOTENCY_KEYS)
         found = chain.from_iterable(_broken(connection, walk) for walk in walks)
         return [*found, *_orders_not_paid_once(connection)]
 

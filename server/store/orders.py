@@ -1,17 +1,21 @@
 """The order transaction: a batch of orders, locked, read, decided and written in two round trips to the database.
 
-What it rests on: availability lives in the very row that is locked; keys, campaigns and brands are read after their
-organization's row is locked, in statements of their own, and every change of them updates that row first; rows are
-locked in one order everywhere (numbers, then organizations). Only what COMMIT has confirmed is returned.
+What it rests on: availability lives in the very row that is locked; keys, campaigns, brands and idempotency keys are
+read after their organization's row is locked, in statements of their own, and every change of them has that lock too;
+rows are locked in one order everywhere (claims of idempotency keys, numbers, organizations). Only what COMMIT has
+confirmed is returned.
 """
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from psycopg import Error, InternalError
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -22,55 +26,107 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    delete,
     func,
-    insert,
     literal_column,
+    not_,
     null,
+    or_,
     select,
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
-from server.ordering import Account, Campaign, Decision, Key, Number, Order, Placed, State, decide
-from server.store.pipeline import PipelinedConnection, Statement
-from server.store.tables import Instant, api_key, assignment, brand, campaign, ledger_entry, organization, phone_number
+from server.ordering import Account, Campaign, Decision, Key, Number, Order, Placed, Remembered, State, decide
+from server.store.pipeline import Call, PipelinedConnection, Result, Statement
+from server.store.tables import (
+    Instant,
+    api_key,
+    assignment,
+    brand,
+    campaign,
+    idempotency_key,
+    ledger_entry,
+    organization,
+    phone_number,
+)
 from server.store.tables import orders as orders_table
 
-# ---------------------------------------------------------------- reading, under locks
+AnswerOf = Callable[[Placed], bytes]
+"""The answer to an order that was placed, as its idempotency key keeps it."""
 
-_n, _o, _k, _c, _b = phone_number.c, organization.c, api_key.c, campaign.c, brand.c
+_n, _o, _k, _c, _b, _i = phone_number.c, organization.c, api_key.c, campaign.c, brand.c, idempotency_key.c
+
+BEGIN = Statement("begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
+COMMIT = Statement("commit", "COMMIT")
+LIMIT = Statement(
+    "limit",
+    select(
+        func.set_config(literal_column("'lock_timeout'"), bindparam("lock", type_=Text), true()),
+        func.set_config(literal_column("'statement_timeout'"), bindparam("statement", type_=Text), true()),
+    ),
+)
+
+# ---------------------------------------------------------------- reading, under locks
 
 
 def _in(of: Any, name: str, type_: Any) -> Any:
     return of == any_(cast(bindparam(name, type_=Text), ARRAY(type_)))
 
 
-BEGIN = Statement("begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
-COMMIT = Statement("commit", "COMMIT")
-LOCK_NUMBERS = Statement(
-    "lock_numbers",
-    select(
-        _n.number,
-        _n.number_type,
-        _n.sms_enabled,
-        _n.mms_enabled,
-        _n.price_micros,
-        cast(_n.assignment_id, Text),
-        cast(_n.held_by, Text),
-        _n.free_at,
+def _rows_of(parameter: str, **columns: Any) -> Any:
+    """Rows out of a JSON text: half the cost of an array for each column."""
+    rows = func.json_to_recordset(cast(bindparam(parameter, type_=Text), JSON))
+    typed = (column(name, of) for name, of in columns.items())
+    return rows.table_valued(*typed).render_derived(f"{parameter}_row", with_types=True)
+
+
+def _lock_numbers(wanted: Any, *, skip_locked: bool) -> Any:
+    return (
+        select(
+            _n.number,
+            _n.number_type,
+            _n.sms_enabled,
+            _n.mms_enabled,
+            _n.price_micros,
+            cast(_n.assignment_id, Text),
+            cast(_n.held_by, Text),
+            _n.free_at,
+        )
+        .where(wanted)
+        .order_by(_n.number)
+        .with_for_update(key_share=True, skip_locked=skip_locked)
     )
-    .where(_in(_n.number, "numbers", Text))
-    .order_by(_n.number)
-    .with_for_update(key_share=True),
+
+
+def _lock_organizations(*, skip_locked: bool) -> Any:
+    return (
+        select(cast(_o.id, Text), _o.balance_micros, _o.entry_no)
+        .where(_in(_o.id, "organization_ids", Uuid))
+        .order_by(_o.id)
+        .with_for_update(key_share=True, skip_locked=skip_locked)
+    )
+
+
+def _unanswered() -> Any:
+    """Of the numbers wanted, those of orders without an idempotency key, or with one that is not known yet."""
+    wanted = _rows_of("wanted", number=Text, organization_id=Uuid, key=Text)
+    w = wanted.c
+    known = select(1).where(_i.organization_id == w.organization_id, _i.key == w.key).exists()
+    return _n.number.in_(select(w.number).select_from(wanted).where(or_(w.key.is_(None), not_(known))))
+
+
+# By whether locked rows are skipped, or waited for.
+LOCK_NUMBERS, LOCK_UNANSWERED, LOCK_ORGANIZATIONS = (
+    {skip: Statement(f"{name}_skipping" if skip else name, lock(skip_locked=skip)) for skip in (False, True)}
+    for name, lock in (
+        ("lock_numbers", partial(_lock_numbers, _in(_n.number, "numbers", Text))),
+        ("lock_unanswered", partial(_lock_numbers, _unanswered())),
+        ("lock_organizations", _lock_organizations),
+    )
 )
-LOCK_ORGANIZATIONS = Statement(
-    "lock_organizations",
-    select(cast(_o.id, Text), _o.balance_micros, _o.entry_no)
-    .where(_in(_o.id, "organization_ids", Uuid))
-    .order_by(_o.id)
-    .with_for_update(key_share=True),
-)
+READ_EXISTING = Statement("read_existing", select(_n.number).where(_in(_n.number, "numbers", Text)))
 # clock_timestamp(), since now() is when the transaction began: before it had its locks.
 READ_KEYS = Statement(
     "read_keys",
@@ -84,10 +140,26 @@ READ_CAMPAIGNS = Statement(
     .select_from(campaign.outerjoin(brand, _b.id == _c.brand_id))
     .where(_in(_c.id, "campaign_ids", Uuid)),
 )
+_claims = _rows_of("claims", organization_id=Uuid, key=Text)
+READ_REMEMBERED = Statement(
+    "read_remembered",
+    select(cast(_i.organization_id, Text), _i.key, _i.fingerprint, _i.answer)
+    .select_from(_claims)
+    .join(idempotency_key, (_i.organization_id == _claims.c.organization_id) & (_i.key == _claims.c.key)),
+)
+FIND_ORDER = Statement(
+    "find_order",
+    select(1)
+    .select_from(orders_table)
+    .where(
+        orders_table.c.organization_id == cast(bindparam("organization_id", type_=Text), Uuid),
+        orders_table.c.id == cast(bindparam("id", type_=Text), Uuid),
+    ),
+)
 
-# ---------------------------------------------------------------- writing, in one statement
+# ---------------------------------------------------------------- writing what was placed
 
-# A placed order as the JSON that the write takes. One JSON text costs half of what arrays of its columns did.
+# A placed order as the JSON that the write takes.
 PLACED: dict[str, Any] = {
     "organization_id": Uuid,
     "id": Uuid,
@@ -132,9 +204,7 @@ def _as_json(placed: Placed) -> dict[str, Any]:
 
 def _write() -> Any:
     """What was placed, into every table that tells of it: each is touched once."""
-    rows = func.json_to_recordset(cast(bindparam("placed", type_=Text), JSON))
-    columns = (column(name, of) for name, of in PLACED.items())
-    placed = select(rows.table_valued(*columns).render_derived("ordered", with_types=True)).cte("placed")
+    placed = select(_rows_of("placed", **PLACED)).cte("placed")
     p = placed.c
     numbers = func.unnest(p.assignment_ids, p.numbers).table_valued(column("id", Uuid), column("number", Text))
     t = numbers.render_derived("taken").c
@@ -180,62 +250,213 @@ def _write() -> Any:
     )
 
 
-WRITE = Statement("write", _write())
+# An answer as the JSON that is remembered: JSON holds no bytes, so they are said in hexadecimal and base64.
+REMEMBERED: dict[str, Any] = {
+    "organization_id": Uuid,
+    "key": Text,
+    "fingerprint": Text,
+    "order_id": Uuid,
+    "answer": Text,
+    "created_at": Instant,
+}
 
-STATEMENTS = (BEGIN, COMMIT, LOCK_NUMBERS, LOCK_ORGANIZATIONS, READ_KEYS, READ_CAMPAIGNS, WRITE)
+
+def _answer_as_json(order: Order, at: datetime, answer: bytes) -> dict[str, Any]:
+    assert order.idempotency  # noqa: S101
+    return {
+        "organization_id": order.organization_id,
+        "key": order.idempotency.key,
+        "fingerprint": order.idempotency.fingerprint.hex(),
+        "order_id": order.id,
+        "answer": b64encode(answer).decode(),
+        "created_at": at.isoformat(),
+    }
+
+
+def _remember() -> Any:
+    r = _rows_of("answers", **REMEMBERED).c
+    written: dict[str, Any] = {"fingerprint": literal_column("'hex'"), "answer": literal_column("'base64'")}
+    values = (func.decode(r[name], written[name]) if name in written else r[name] for name in REMEMBERED)
+    return insert(idempotency_key).from_select(list(REMEMBERED), select(*values))
+
+
+WRITE = Statement("write", _write())
+REMEMBER = Statement("remember", _remember())
+CLAIM = Statement("claim", _remember().on_conflict_do_nothing())
+UNCLAIM = Statement(
+    "unclaim",
+    delete(idempotency_key).where(
+        _i.organization_id == cast(bindparam("organization_id", type_=Text), Uuid),
+        _i.key == bindparam("key", type_=Text),
+    ),
+)
+
+STATEMENTS = (
+    *(BEGIN, COMMIT, LIMIT),
+    *LOCK_NUMBERS.values(),
+    *LOCK_UNANSWERED.values(),
+    *LOCK_ORGANIZATIONS.values(),
+    *(READ_EXISTING, READ_KEYS, READ_CAMPAIGNS, READ_REMEMBERED, FIND_ORDER, WRITE, REMEMBER, CLAIM, UNCLAIM),
+)
 
 # ---------------------------------------------------------------- the transaction
 
 
+class Limits(NamedTuple):
+    """How long a transaction may wait for a lock, and how long one of its statements may take."""
+
+    lock_seconds: float
+    statement_seconds: float
+
+    def call(self) -> Call:
+        return LIMIT(lock=_milliseconds(self.lock_seconds), statement=_milliseconds(self.statement_seconds))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, int(seconds * 1000))}ms"  # 0 would mean no limit
+
+
 class OutcomeUnknown(Exception):
-    """Nobody heard what became of a write that was sent: its orders may have been carried out."""
+    """Nobody heard what became of a write that was sent: these orders may have been carried out."""
+
+    def __init__(self, placed: Sequence[Placed]) -> None:
+        super().__init__(f"{len(placed)} orders")
+        self.placed = placed
 
 
-async def place(connection: PipelinedConnection, orders: Sequence[Order]) -> list[Decision]:
-    """Carry out what can be carried out of a batch, in one transaction, and say what became of each order.
+class InProgress(Exception):
+    """Another transaction is at work under the same idempotency key. This one did nothing."""
+
+
+async def place(
+    connection: PipelinedConnection,
+    orders: Sequence[Order],
+    answer_of: AnswerOf,
+    limits: Limits,
+    *,
+    skip_locked: bool = False,
+) -> list[Decision]:
+    """Carry out what can be carried out of a batch, in one transaction, and say what became of each order. Orders are
+    Busy whose rows somebody else has locked, if locked rows are skipped; otherwise that is LockNotAvailable.
 
     Raises OutcomeUnknown if the orders may have been carried out; whatever else it raises, they certainly were not,
     and the connection wants a rollback.
     """
-    decisions = decide(orders, await _read(connection, orders))
-    placed = [decision for decision in decisions if isinstance(decision, Placed)]
-    try:
-        await _finish(connection, placed)
-    except (Error, asyncio.CancelledError) as error:
-        answered = isinstance(error, Error) and error.sqlstate is not None and not connection.is_broken
-        if placed and not answered:
-            raise OutcomeUnknown from error
-        raise
+    calls = {"begin": BEGIN(), "limit": limits.call(), **_reading(orders, skip_locked=skip_locked)}
+    decisions = decide(orders, _state(orders, await _run(connection, calls)))
+    await _finish(connection, decisions, answer_of)
     return decisions
 
 
-async def _read(connection: PipelinedConnection, orders: Sequence[Order]) -> State:
-    """Round trip 1. What has no row here does not exist."""
-    campaign_ids = {order.campaign_id for order in orders if order.campaign_id}
-    calls = [
-        BEGIN(),
-        LOCK_NUMBERS(numbers=_array(number for order in orders for number in order.numbers)),
-        LOCK_ORGANIZATIONS(organization_ids=_array(order.organization_id for order in orders)),
-        READ_KEYS(api_key_ids=_array(order.api_key_id for order in orders)),
-    ]
-    if campaign_ids:
-        calls.append(READ_CAMPAIGNS(campaign_ids=_array(campaign_ids)))
-    _, numbers, accounts, keys, *campaigns = [result.rows for result in await connection.run(*calls)]
+async def place_alone(
+    connection: PipelinedConnection, order: Order, answer_of: AnswerOf, limits: Limits, sent: Placed | None = None
+) -> Decision:
+    """As `place`, for an order that could not be decided among others. It claims its idempotency key before all else.
+
+    `sent` is what an earlier attempt would have made of it, whose outcome is unknown. Having the same locks, this one
+    comes after it: either the order is there, or it never will be.
+
+    Raises InProgress, too.
+    """
+    calls = {"begin": BEGIN(), "limit": limits.call()}
+    claimed = False
+    if order.idempotency:
+        try:
+            claim = (await _run(connection, calls | {"claim": _claim(order)}))["claim"]
+        except (LockNotAvailable, QueryCanceled) as error:
+            raise InProgress from error
+        claimed = claim.tag == "INSERT 0 1"
+        calls = {}
+    calls |= _reading([order], claimed=claimed)
+    if sent:
+        calls["found"] = FIND_ORDER(organization_id=order.organization_id, id=order.id)
+    results = await _run(connection, calls)
+    before = [UNCLAIM(organization_id=order.organization_id, key=order.idempotency.key)] if claimed else []  # type: ignore[union-attr]
+    if sent and results["found"].rows:
+        await _finish(connection, [], answer_of, before)  # a COMMIT of ours: a standby that has it has theirs too
+        return sent
+    (decision,) = decide([order], _state([order], results))
+    await _finish(connection, [decision], answer_of, before)
+    return decision
+
+
+async def _run(connection: PipelinedConnection, calls: dict[str, Call]) -> dict[str, Result]:
+    return dict(zip(calls, await connection.run(*calls.values()), strict=True))
+
+
+def _claim(order: Order) -> Call:
+    return CLAIM(answers=json.dumps([_answer_as_json(order, datetime.now(UTC), b"")]))
+
+
+def _reading(orders: Sequence[Order], *, skip_locked: bool = False, claimed: bool = False) -> dict[str, Call]:
+    """Round trip 1, in the order of the locks. An order whose idempotency key is `claimed` has the key to itself."""
+    numbers = _array(number for order in orders for number in order.numbers)
+    claims = [] if claimed else [_key_of(order) for order in orders if order.idempotency]
+    calls = {
+        "numbers": LOCK_UNANSWERED[skip_locked](wanted=json.dumps([row for order in orders for row in _wanted(order)]))
+        if claims
+        else LOCK_NUMBERS[skip_locked](numbers=numbers),
+        "accounts": LOCK_ORGANIZATIONS[skip_locked](organization_ids=_array(order.organization_id for order in orders)),
+        "keys": READ_KEYS(api_key_ids=_array(order.api_key_id for order in orders)),
+    }
+    if claims:
+        calls["remembered"] = READ_REMEMBERED(claims=json.dumps(claims))
+    if claims or skip_locked:
+        calls["existing"] = READ_EXISTING(numbers=numbers)
+    if campaign_ids := {order.campaign_id for order in orders if order.campaign_id}:
+        calls["campaigns"] = READ_CAMPAIGNS(campaign_ids=_array(campaign_ids))
+    return calls
+
+
+def _key_of(order: Order) -> dict[str, str | None]:
+    return {"organization_id": order.organization_id, "key": order.idempotency.key if order.idempotency else None}
+
+
+def _wanted(order: Order) -> Iterable[dict[str, str | None]]:
+    key = _key_of(order)
+    return ({"number": number, **key} for number in order.numbers)
+
+
+def _state(orders: Sequence[Order], results: dict[str, Result]) -> State:
+    """What has no row here does not exist, or is busy."""
+    rows = {name: result.rows for name, result in results.items()}
+    keys = rows["keys"]
+    numbers = {row[0]: Number(*row[1:]) for row in rows["numbers"]}
+    accounts = {row[0]: Account(*row[1:]) for row in rows["accounts"]}
+    busy: set[str] = set()
+    if "existing" in rows:
+        busy = {number for (number,) in rows["existing"]} - numbers.keys()
+        busy |= {order.organization_id for order in orders} - accounts.keys()
     return State(
         now=keys[0][0] if keys else datetime.now(UTC),  # without a key nothing is placed, whatever the time
-        numbers={row[0]: Number(*row[1:]) for row in numbers},
-        accounts={row[0]: Account(*row[1:]) for row in accounts},
+        numbers=numbers,
+        accounts=accounts,
         keys={row[1]: Key(*row[2:]) for row in keys},
-        campaigns={(row[0], row[1]): Campaign(*row[2:]) for rows in campaigns for row in rows},
+        campaigns={(row[0], row[1]): Campaign(*row[2:]) for row in rows.get("campaigns", ())},
+        remembered={(row[0], row[1]): Remembered(*row[2:]) for row in rows.get("remembered", ())},
+        busy=frozenset(busy),
     )
 
 
-async def _finish(connection: PipelinedConnection, placed: Sequence[Placed]) -> None:
+async def _finish(
+    connection: PipelinedConnection, decisions: Sequence[Decision], answer_of: AnswerOf, before: Sequence[Call] = ()
+) -> None:
     """Round trip 2. COMMIT also when nothing is written: there is nothing to roll back."""
-    calls = [WRITE(placed=json.dumps([_as_json(p) for p in placed]))] if placed else []
-    *_, commit = await connection.run(*calls, COMMIT())
-    if commit.tag != "COMMIT":  # an aborted transaction answers ROLLBACK, and no error
-        raise InternalError(f"COMMIT was answered with {commit.tag}")
+    placed = [decision for decision in decisions if isinstance(decision, Placed)]
+    calls = list(before)
+    if placed:
+        calls.append(WRITE(placed=json.dumps([_as_json(p) for p in placed])))
+    if keyed := [p for p in placed if p.order.idempotency]:
+        calls.append(REMEMBER(answers=json.dumps([_answer_as_json(p.order, p.at, answer_of(p)) for p in keyed])))
+    try:
+        *_, commit = await connection.run(*calls, COMMIT())
+        if commit.tag != "COMMIT":  # an aborted transaction answers ROLLBACK, and no error
+            raise InternalError(f"COMMIT was answered with {commit.tag}")
+    except (Error, asyncio.CancelledError) as error:
+        answered = isinstance(error, Error) and error.sqlstate is not None and not connection.is_broken
+        if placed and not answered:
+            raise OutcomeUnknown(placed) from error
+        raise
 
 
 def _array(texts: Iterable[str]) -> str:

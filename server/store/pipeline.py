@@ -67,7 +67,6 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
         )
     )
     limits = {
-        "lock_timeout": f"{settings.lock_timeout_ms}ms",
         "statement_timeout": f"{int(settings.transaction_seconds_max * 1000)}ms",
         "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
         # Only what is named is wanted, a few rows of ever so many, by their keys: no other plan is ever right, whatever

@@ -193,3 +193,17 @@ ledger_entry = Table(
         ["organization_id", "order_id"], ["orders.organization_id", "orders.id"], name="ledger_entry_order_fkey"
     ),
 )
+
+# The answers to orders that came with an idempotency key, for a day: they come and go without touching their orders.
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    Column("organization_id", Uuid, nullable=False),
+    Column("key", ByCode, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),  # SHA-256 of what was asked for
+    Column("order_id", Uuid, nullable=False),
+    Column("answer", LargeBinary, nullable=False),  # the serialized answer, byte for byte
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("organization_id", "key", name="idempotency_key_pkey"),
+)
+Index("idempotency_key_created_at", idempotency_key.c.created_at)

@@ -263,3 +263,16 @@ def test_a_sale_in_the_middle_is_not_seen_by_half(database, shop):
         for statement in SELL:
             connection.execute(text(statement), ids)
             assert violations(database.engine) == []
+
+
+@pytest.mark.parametrize(
+    ("order", "answer", "finding"),
+    [
+        (UUID(int=7), "x", f"is for order {UUID(int=7)}, which is not there"),
+        (None, "", "keeps no answer for order {order}"),
+    ],
+)
+def test_an_idempotency_key_without_its_order_or_answer(damage, sold, order, answer, finding):
+    remember = "INSERT INTO idempotency_key VALUES (:organization, 'k', '', :kept, :answer, now())"
+    found = damage(remember, kept=order or sold["order"], answer=answer.encode())
+    assert found == [f"an idempotency key of organization {sold['organization']} {finding.format(**sold)}"]

@@ -1,16 +1,24 @@
 """Waiting orders: who gets into a batch, and what callers hear when it cannot be carried out."""
 
 import asyncio
+import os
+import signal
 from uuid import UUID
 
+import pytest
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
 from server.batching import Batcher, _Queue, _Waiting
 from server.config import Settings
 from server.errors import Code, Refusal
-from server.ordering import Order
+from server.ordering import Idempotency, Order, Placed
+from server.service import answer_of
 from server.store import orders
+from server.store.orders import OutcomeUnknown
+from tests.shop import Shop
+from tests.stack import wait_until
 
 NOWHERE = "postgresql://127.0.0.1:9/none"
 
@@ -24,7 +32,7 @@ def run(url, work, **settings):
     """Do `work(batcher)` with a batcher of one lane on that database."""
 
     async def main():
-        batcher = Batcher(Settings(lanes=1, **settings), url)
+        batcher = Batcher(Settings(lanes=1, **settings), url, answer_of)
         try:
             return await work(batcher)
         finally:
@@ -47,7 +55,7 @@ def queue(*organizations, numbers=1):
     waiting = _Queue()
     for i, organization in enumerate(organizations):
         numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
-        waiting.put(_Waiting(order(UUID(int=organization), *numbers_of_it), None))
+        waiting.put(_Waiting(order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
     return waiting
 
 
@@ -121,28 +129,187 @@ def test_beyond_the_queue_orders_are_refused_at_once():
     assert answers == [Code.UNAVAILABLE] * 12
 
 
-def test_an_order_that_has_begun_when_its_time_is_up_may_have_been_carried_out(database, shop):
-    (number,) = shop.numbers(1)
+# ---------------------------------------------------------------- rows that others keep locked
+
+
+def test_an_order_that_waits_for_a_locked_row_neither_fails_nor_delays_its_neighbours(database, shop):
+    locked, *free = shop.numbers(11)
 
     async def work(batcher):
-        begun = asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 0.1))
-        await asyncio.sleep(0.05)
-        behind = asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 0.1))
-        return await asyncio.gather(begun, behind)
+        def buy(number):
+            return asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id)))
+
+        waiting, *others = [buy(number) for number in (locked, *free)]
+        assert await asyncio.gather(*others) == ["PLACED"] * 10
+        assert not waiting.done()
+        lock.close()
+        return await waiting
+
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": locked})
+    assert run(database.url, work) == "PLACED"
+
+
+def test_a_locked_organization_holds_up_no_other(database, shop):
+    other = Shop.open(database.engine)
+    (mine,), (theirs,) = shop.numbers(1), shop.numbers(1)
+
+    async def work(batcher):
+        waiting = asyncio.create_task(outcome(batcher, order(shop.id, mine, api_key_id=shop.key_id)))
+        assert await outcome(batcher, order(other.id, theirs, api_key_id=other.key_id)) == "PLACED"
+        assert not waiting.done()
+        lock.close()
+        return await waiting
+
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": shop.id})
+    assert run(database.url, work) == "PLACED"
+
+
+def test_a_row_locked_for_long_leaves_no_backend_waiting(database, shop):
+    (number,) = shop.numbers(1)
+    waiters = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+    async def work(batcher):
+        assert await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 1.0) is Code.UNAVAILABLE
+        with database.engine.connect() as connection:
+            return connection.execute(waiters).scalar()
 
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-        assert run(database.url, work) == [Code.TIMEOUT, Code.UNAVAILABLE]
-    assert shop.owned() == set()
+        assert run(database.url, work, lock_timeout_ms=10_000) == 0
 
 
-def test_a_row_kept_locked_refuses_its_orders_and_then_sells_again(database, shop):
+# ---------------------------------------------------------------- idempotency keys
+
+
+def keyed(shop, key, *numbers, asked=b"the same"):
+    plain = order(shop.id, *numbers, api_key_id=shop.key_id)
+    return plain._replace(idempotency=Idempotency(key, asked))
+
+
+def test_equal_orders_at_once_are_one(database, shop):
+    (number,) = shop.numbers(1)
+
+    async def work(batcher):
+        return await asyncio.gather(*(batcher.place(keyed(shop, "k", number), 10) for _ in range(20)))
+
+    answers = run(database.url, work)
+    assert len({answer.message for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False] + [True] * 19
+    assert len(shop.assignment_ids()) == 1
+
+
+def test_equal_orders_of_several_workers_are_one(database, shop):
+    """Each with connections of its own, as in processes of their own."""
+    numbers = shop.numbers(20)
+
+    async def main():
+        batchers = [Batcher(Settings(lanes=1), database.url, answer_of) for _ in range(4)]
+        try:
+            orders = [(b, keyed(shop, f"k{i}", n)) for i, n in enumerate(numbers) for b in batchers]
+            return await asyncio.gather(*(batcher.place(order, 20) for batcher, order in orders))
+        finally:
+            await asyncio.gather(*(batcher.close() for batcher in batchers))
+
+    answers = asyncio.run(main())
+    assert len({answer.message for answer in answers}) == 20
+    assert [answer.replayed for answer in answers].count(False) == 20
+    assert len(shop.assignment_ids()) == 20
+
+
+def test_a_replay_takes_no_number_lock(database, shop):
+    (number,) = shop.numbers(1)
+
+    async def work(batcher):
+        first = await batcher.place(keyed(shop, "k", number), 10)
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
+            return first, await batcher.place(keyed(shop, "k", number), 10)
+
+    first, again = run(database.url, work, lock_timeout_ms=10)
+    assert (first.message, first.replayed, again.replayed) == (again.message, False, True)
+
+
+@pytest.mark.parametrize("deadline_seconds", [1.5, 10.0])
+def test_while_another_server_is_at_work_under_a_key_it_is_in_progress(database, shop, deadline_seconds):
+    """The other one claimed the key, as the slow lane does, and is not done."""
+    (number,) = shop.numbers(1)
+    claim = text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', clock_timestamp()")
+
+    async def work(batcher):
+        waiting = asyncio.create_task(outcome(batcher, keyed(shop, "k", number), deadline_seconds))
+        await asyncio.wait({waiting}, timeout=2)
+        other.close()
+        return await waiting
+
+    other = database.engine.connect()
+    other.execute(claim, {"id": shop.id})
+    expected = Code.IDEMPOTENCY_IN_PROGRESS if deadline_seconds < 2 else "PLACED"
+    assert run(database.url, work, lock_timeout_ms=20) == expected
+
+
+def test_a_second_order_under_a_key_waits_for_the_first_in_its_own_server_too(database, shop, until_somebody_waits):
+    (number,) = shop.numbers(1)
+
+    async def work(batcher):
+        first = asyncio.create_task(batcher.place(keyed(shop, "k", number), 10))
+        await asyncio.to_thread(until_somebody_waits)
+        hasty = await outcome(batcher, keyed(shop, "k", number), 0.1)
+        second = asyncio.create_task(batcher.place(keyed(shop, "k", number), 10))
+        await asyncio.sleep(0)
+        lock.close()
+        return hasty, (await first).replayed, (await second).replayed
+
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM phone_number FOR UPDATE"))
+    assert run(database.url, work, lock_timeout_ms=5000) == (Code.IDEMPOTENCY_IN_PROGRESS, False, True)
+
+
+def test_a_key_is_free_again_after_a_refusal_wherever_that_was_decided(database, shop):
+    (number,) = shop.numbers(1)
+
+    async def work(batcher):
+        poor = await outcome(batcher, keyed(shop, "k", number, "+999"))
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
+            slow = asyncio.create_task(outcome(batcher, keyed(shop, "k", number, "+999")))
+            await asyncio.sleep(0.3)
+        return poor, await slow, await outcome(batcher, keyed(shop, "k", number))
+
+    refused = Code.INSUFFICIENT_INVENTORY
+    assert run(database.url, work, lock_timeout_ms=50) == (refused, refused, "PLACED")
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM idempotency_key")).scalar() == 1
+
+
+def test_an_order_that_has_begun_when_its_time_is_up_may_have_been_carried_out(database, shop, until_somebody_waits):
+    patient, begun, behind = shop.numbers(3)
+
+    async def work(batcher):
+        def buy(number, timeout_seconds):
+            buying = outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
+            return asyncio.create_task(buying)
+
+        batch = [buy(patient, 10), buy(begun, 0.3)]
+        await asyncio.to_thread(until_somebody_waits)
+        answers = [await buy(behind, 0.1), await batch[1]]
+        lock.close()
+        return [*answers, await batch[0]]
+
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM phone_number FOR UPDATE"))
+    assert run(database.url, work, lock_timeout_ms=5000) == [Code.UNAVAILABLE, Code.TIMEOUT, "PLACED"]
+    assert shop.owned() == {patient, begun}
+
+
+def test_an_order_of_a_row_kept_locked_is_certainly_not_carried_out(database, shop):
     (number,) = shop.numbers(1)
 
     async def work(batcher):
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-            refused = await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id))
+            refused = await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 0.5)
         return refused, await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id))
 
     assert run(database.url, work, lock_timeout_ms=10) == (Code.UNAVAILABLE, "PLACED")
@@ -177,10 +344,9 @@ def test_a_server_that_was_restarted_is_connected_to_again(database, shop):
                 text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                      " AND datname = current_database() AND backend_type = 'client backend'")
             )  # fmt: skip
-        lost = await outcome(batcher, order(shop.id, second, api_key_id=shop.key_id))
-        return placed, lost, await outcome(batcher, order(shop.id, second, api_key_id=shop.key_id))
+        return placed, await outcome(batcher, order(shop.id, second, api_key_id=shop.key_id))
 
-    assert run(database.url, work) == ("PLACED", Code.UNAVAILABLE, "PLACED")
+    assert run(database.url, work) == ("PLACED", "PLACED")
 
 
 def test_while_there_are_many_a_batch_waits_for_as_many_as_the_last_one_had(shop, database):
@@ -196,3 +362,89 @@ def test_while_there_are_many_a_batch_waits_for_as_many_as_the_last_one_had(shop
     with database.engine.connect() as connection:
         batches = connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar()
     assert batches <= 6  # four of eight, and what the first ones lacked
+
+
+# ---------------------------------------------------------------- outcomes that nobody heard
+
+
+@pytest.fixture
+def cut_at_commit(monkeypatch):
+    """Makes the next transactions lose their connection when the write was sent: `then` says what becomes of it."""
+
+    def arm(times, then):
+        finish, left = orders._finish, [times]
+
+        async def cut(connection, decisions, *args):
+            placed = [decision for decision in decisions if isinstance(decision, Placed)]
+            if not left[0] or not placed:
+                return await finish(connection, decisions, *args)
+            left[0] -= 1
+            await then(connection, finish(connection, decisions, *args))
+            connection.cut()
+            raise OutcomeUnknown(placed)
+
+        monkeypatch.setattr(orders, "_finish", cut)
+
+    return arm
+
+
+async def committed(connection, finish):
+    await finish
+
+
+async def lost(connection, finish):
+    finish.close()
+
+
+@pytest.mark.parametrize("became", [committed, lost])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_an_unknown_outcome_is_settled_and_truly_told(database, shop, cut_at_commit, became, times, is_keyed):
+    numbers = shop.numbers(8)
+    cut_at_commit(times, became)
+
+    async def work(batcher):
+        plain = (order(shop.id, number, api_key_id=shop.key_id) for number in numbers)
+        asked = [o._replace(idempotency=Idempotency(o.id, b"") if is_keyed else None) for o in plain]
+        return await asyncio.gather(*(batcher.place(o, 10) for o in asked))
+
+    answers = run(database.url, work)
+    assert assigned(*answers) == shop.assignment_ids()
+    assert len(assigned(*answers)) == 8
+    assert not any(answer.replayed for answer in answers)
+
+
+def assigned(*answers):
+    return {UUID(row.id) for answer in answers for row in OrderNumbersResponse.FromString(answer.message).data}
+
+
+@pytest.mark.parametrize("deadline_seconds", [1.0, 10.0])
+def test_a_backend_that_is_still_flushing_fools_nobody(database, shop, cut_at_commit, deadline_seconds):
+    """It has the COMMIT and stands still: its order is not to be seen when we look, and still will be carried out."""
+    (number,) = shop.numbers(1)
+    frozen = []
+
+    async def freeze(connection, finish):
+        frozen.append(connection.backend_pid)
+        os.kill(frozen[0], signal.SIGSTOP)
+        sending = asyncio.create_task(finish)
+        await asyncio.wait({sending}, timeout=0.1)
+        sending.cancel()
+        await asyncio.wait({sending})
+
+    cut_at_commit(1, freeze)
+
+    async def work(batcher):
+        waiting = asyncio.create_task(
+            batcher.place(order(shop.id, number, api_key_id=shop.key_id), deadline_seconds),
+        )
+        await asyncio.wait({waiting}, timeout=1.5)
+        os.kill(frozen[0], signal.SIGCONT)
+        return await asyncio.gather(waiting, return_exceptions=True)
+
+    (answer,) = run(database.url, work, lock_timeout_ms=20)
+    wait_until(shop.owned)
+    if deadline_seconds < 1.5:
+        assert answer.code is Code.TIMEOUT
+    else:
+        assert assigned(answer) == shop.assignment_ids()

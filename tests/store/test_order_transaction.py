@@ -13,10 +13,13 @@ from uuid_utils.compat import uuid7
 from server.config import Settings
 from server.errors import Refusal
 from server.ordering import Order, Placed
+from server.service import answer_of
 from server.store import orders
-from server.store.orders import OutcomeUnknown, place
+from server.store.orders import Limits, OutcomeUnknown, place
 from server.store.pipeline import connect
 from tests.shop import Shop
+
+LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
 
 
 def order(shop, *numbers, **more):
@@ -32,7 +35,7 @@ def order(shop, *numbers, **more):
     )
 
 
-def carry_out(database, *batches, meanwhile=None):
+def carry_out(database, *batches, meanwhile=None, limits=LIMITS, **options):
     """Carry out batches one after the other on one connection."""
 
     async def run():
@@ -40,7 +43,7 @@ def carry_out(database, *batches, meanwhile=None):
         try:
             if meanwhile:
                 meanwhile(connection)
-            return [await place(connection, batch) for batch in batches]
+            return [await place(connection, batch, answer_of, limits, **options) for batch in batches]
         finally:
             await connection.close()
 
@@ -184,7 +187,7 @@ def test_a_sale_that_the_database_refuses_leaves_nothing(database, shop, monkeyp
 
     def careless(batch, state):
         free = {n: row._replace(assignment_id=None) for n, row in state.numbers.items()}
-        return decide(batch, type(state)(state.now, free, state.accounts, state.keys, state.campaigns))
+        return decide(batch, state._replace(numbers=free))
 
     monkeypatch.setattr(orders, "decide", careless)
     with pytest.raises(psycopg.errors.UniqueViolation):

@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import Code, Refusal
-from server.ordering import Account, Campaign, Key, Number, Order, Placed, State, decide
+from server.ordering import (
+    Account,
+    Busy,
+    Campaign,
+    Idempotency,
+    Key,
+    Number,
+    Order,
+    Placed,
+    Remembered,
+    Replayed,
+    State,
+    decide,
+)
 
 NOW = datetime(2026, 4, 26, 12, tzinfo=UTC)
 ORGANIZATION, OTHER, KEY, CAMPAIGN = (UUID(int=i) for i in range(1, 5))
@@ -194,3 +207,67 @@ def test_a_simple_model_sells_the_same_numbers_to_the_same_buyers(baskets, price
         assert [d.account.entry_no for d in mine] == list(range(1, len(mine) + 1))
         if mine:
             assert mine[-1].account.balance_micros == left[i]
+
+
+# ---------------------------------------------------------------- idempotency keys, and rows that are busy
+
+
+def keyed(*numbers, key="k", asked=b"this", **more):
+    return order(*numbers, idempotency=Idempotency(key, asked), **more)
+
+
+def remembering(**changes):
+    return state(remembered={(ORGANIZATION, "k"): Remembered(b"this", b"answer")}, **changes)
+
+
+def test_what_was_answered_under_a_key_is_answered_again_and_takes_nothing():
+    sold = {text: number(assignment_id=KEY) for text in NUMBERS}
+    poor = {ORGANIZATION: Account(0, 5)}
+    again, other = decide([keyed(), order(NUMBERS[1])], remembering())
+    assert again == Replayed(b"answer")
+    assert other.account == Account(9_000_000, 6)
+    assert decide([keyed()], remembering(numbers=sold, accounts=poor, campaigns={})) == [Replayed(b"answer")]
+
+
+def test_a_key_used_for_another_order_is_refused():
+    (refused,) = decide([keyed(asked=b"that")], remembering())
+    assert refusal(refused)[0] is Code.IDEMPOTENCY_KEY_REUSED
+
+
+def test_a_key_is_its_organizations_own():
+    (placed,) = decide([keyed(organization_id=OTHER)], remembering())
+    assert isinstance(placed, Placed)
+
+
+def test_a_replay_needs_a_key_that_is_valid_now():
+    revoked = {KEY: Key(["numbers:write"], None, NOW)}
+    unscoped = {KEY: Key(["numbers:read"], None, None)}
+    for keys, code in ((revoked, Code.UNAUTHORIZED), (unscoped, Code.FORBIDDEN)):
+        assert refusal(decide([keyed()], remembering(keys=keys))[0])[0] is code
+
+
+@pytest.mark.parametrize("asked", [b"this", b"that"])
+def test_of_two_orders_under_one_key_the_second_waits_for_the_firsts_answer(asked):
+    first, second, third = decide([keyed(), keyed(NUMBERS[1], asked=asked), keyed(NUMBERS[1], key="j")], state())
+    assert isinstance(first, Placed)
+    assert second == Busy()
+    assert isinstance(third, Placed)
+
+
+def test_after_a_refusal_a_key_is_free():
+    refused, placed = decide([keyed("+19999999999"), keyed()], state())
+    assert refusal(refused)[0] is Code.INSUFFICIENT_INVENTORY
+    assert isinstance(placed, Placed)
+
+
+def test_of_busy_rows_nothing_is_decided():
+    numbers = {NUMBERS[1]: number()}
+    busy = state(numbers=numbers, busy=frozenset({NUMBERS[0], OTHER}))
+    orders = [order(NUMBERS[0], NUMBERS[1]), order(NUMBERS[1], organization_id=OTHER), order(NUMBERS[1])]
+    first, second, third = decide(orders, busy)
+    assert (first, second) == (Busy(), Busy())
+    assert isinstance(third, Placed)
+
+
+def test_a_replay_needs_no_number():
+    assert decide([keyed()], remembering(busy=frozenset(NUMBERS), numbers={})) == [Replayed(b"answer")]

@@ -1,0 +1,55 @@
+"""Forgetting the answers that have been kept long enough under their idempotency keys."""
+
+import asyncio
+from datetime import timedelta
+
+from sqlalchemy import Interval, Text, bindparam, cast, delete, func, literal_column, select
+
+from server.config import Settings
+from server.store.pipeline import Statement, connect
+from server.store.tables import idempotency_key
+
+STEP_ROWS = 500
+STEP_PAUSE_SECONDS = 0.1
+"""Between steps, so that forgetting takes a small share of the database however much there is to forget."""
+
+
+def _step() -> Statement:
+    """Forget some of the oldest, but none that somebody is at work on."""
+    i = idempotency_key.c
+    kept = cast(bindparam("kept", type_=Text), Interval)
+    old = (
+        select(i.organization_id, i.key)
+        .where(i.created_at < func.clock_timestamp() - kept)
+        .order_by(i.created_at)
+        .limit(literal_column(str(STEP_ROWS)))
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    return Statement(
+        "purge", delete(idempotency_key).where(i.organization_id == old.c.organization_id, i.key == old.c.key)
+    )
+
+
+PURGE = _step()
+
+
+async def purge(database_url: str, settings: Settings) -> int:
+    """Forget what is older than `settings.idempotency_hours`, in small steps; how many answers that was.
+
+    Raises psycopg.Error, TimeoutError.
+    """
+    kept = f"{timedelta(hours=settings.idempotency_hours).total_seconds():.0f} seconds"
+    connection = await connect(database_url, settings, (PURGE,))
+    forgotten = 0
+    try:
+        while True:
+            async with connection.at_most(settings.transaction_seconds_max):
+                (result,) = await connection.run(PURGE(kept=kept))
+            rows = int(result.tag.removeprefix("DELETE "))
+            forgotten += rows
+            if rows < STEP_ROWS:
+                return forgotten
+            await asyncio.sleep(STEP_PAUSE_SECONDS)
+    finally:
+        await connection.close()
