@@ -38,7 +38,7 @@ START_SECONDS_MAX = 30
 KILL_AFTER_SECONDS = 5
 """How much longer than its drain may take a worker is waited for."""
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 10.0
-STEADY_SECONDS = 30
+STEADY_SECONDS = 5
 """What ran that long before it ended is started again at once."""
 INSIST_SECONDS = 1.0
 """A signal to stop that comes again so much later means now."""

@@ -19,6 +19,18 @@ from server.store.engine import admin_engine
 from tests.stack import Up, local_settings
 
 TEMPLATE = "migrated"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the full form of tests that repeat something many times")
+
+
+@pytest.fixture
+def times(request):
+    """How often to repeat something: `times(short, full)`."""
+    return lambda short, full: full if request.config.getoption("--full") else short
+
+
 _count = itertools.count()
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, func, insert, select, text, update
+from sqlalchemy import ARRAY, Engine, Text, cast, func, insert, literal, select, text, update
 
 from server import keys
 from server.store import admin
@@ -44,8 +44,10 @@ class Shop:
         """New numbers in the inventory, at one credit each unless told otherwise."""
         numbers = [f"+1900{next(_next):010}" for _ in range(count)]
         row = {"number_type": "local", "sms_enabled": True, "mms_enabled": False, "price_micros": 1_000_000, **columns}
+        number = func.unnest(cast(numbers, ARRAY(Text))).column_valued()
+        rows = select(number, *(literal(value, phone_number.c[name].type) for name, value in row.items()))
         with self.engine.begin() as connection:
-            connection.execute(insert(phone_number), [{"number": number, **row} for number in numbers])
+            connection.execute(insert(phone_number).from_select(["number", *row], rows))
         return numbers
 
     def quarantined_numbers(self, count: int) -> list[str]:

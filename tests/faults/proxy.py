@@ -1,0 +1,170 @@
+"""A proxy between the server and PostgreSQL, which knows where in a transaction they are and can fail them there."""
+
+import asyncio
+import struct
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_ANSWER = (
+    "before BEGIN",
+    "before COMMIT",
+    "after COMMIT",
+    "before answer",
+)
+POINTS = (BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_ANSWER)
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection of the server through the proxy."""
+
+    client_port: int
+    to_client: asyncio.StreamWriter
+    to_server: asyncio.StreamWriter
+    writes: bool = False  # whether the transaction that is under way writes
+    is_cut: bool = False
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for writer in (self.to_client, self.to_server):
+            writer.transport.abort()
+
+
+Action = Callable[[Connection], Awaitable[None]]
+
+
+class Proxy:
+    """Listens on a port of its own while entered. What it does to the next transaction is `arm`ed."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is the database's, over a Unix socket."""
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        self._socket = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
+        self._user, self._database = query["user"][0], parts.path[1:]
+        self._armed: tuple[str, Action, threading.Event] | None = None
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._open: set[asyncio.Task[None]] = set()
+        self.delay_seconds = 0.0
+        self._pass = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        port = self._server.sockets[0].getsockname()[1]
+        return f"postgresql://{self._user}@127.0.0.1:{port}/{self._database}?sslmode=disable&gssencmode=disable"
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.swallow(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def arm(self, point: str, action: Action) -> threading.Event:
+        """Do `action` to the next transaction that writes when it comes to `point`; set when done."""
+        done = threading.Event()
+        with self._lock:
+            self._armed = (point, action, done)
+        return done
+
+    def swallow(self, yes: bool) -> None:
+        """From now on deliver nothing, in either direction; or everything again."""
+        self._loop.call_soon_threadsafe(self._pass.clear if yes else self._pass.set)
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def _stop(self) -> None:
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._open.add(task)
+        try:
+            from_server, to_server = await asyncio.open_unix_connection(self._socket)
+        except OSError:
+            to_client.transport.abort()
+            self._open.discard(task)
+            return
+        connection = Connection(to_client.get_extra_info("peername")[1], to_client, to_server)
+        pumps = [
+            asyncio.create_task(self._requests(connection, from_client)),
+            asyncio.create_task(self._answers(connection, from_server)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for writer in (to_client, to_server):
+                writer.close()
+            self._open.discard(task)
+
+    async def _requests(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            (length,) = struct.unpack("!I", await reader.readexactly(4))
+            connection.to_server.write(struct.pack("!I", length) + await reader.readexactly(length - 4))  # start-up
+            while True:
+                kind, body = await _message(reader)
+                await self._pass.wait()
+                if kind == b"B":
+                    await self._at_request(connection, body.split(b"\0", 2)[1].decode())
+                connection.to_server.write(kind + struct.pack("!I", len(body) + 4) + body)
+                if kind == b"S":
+                    await asyncio.sleep(self.delay_seconds)
+
+    async def _at_request(self, connection: Connection, statement: str) -> None:
+        if statement == "begin":
+            connection.writes = False
+            await self._at(BEFORE_BEGIN, connection)
+        elif statement == "write":
+            connection.writes = True
+        elif statement == "commit" and connection.writes:
+            await self._at(BEFORE_COMMIT, connection)
+
+    async def _answers(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                kind, body = await _message(reader)
+                await self._pass.wait()
+                committed = kind == b"C" and body == b"COMMIT\0" and connection.writes
+                if committed:
+                    await self._at(AFTER_COMMIT, connection)
+                connection.to_client.write(kind + struct.pack("!I", len(body) + 4) + body)
+                if kind == b"Z":
+                    await asyncio.sleep(self.delay_seconds)
+                    if connection.writes and body == b"I":
+                        connection.writes = False
+                        await self._at(BEFORE_ANSWER, connection)
+
+    async def _at(self, point: str, connection: Connection) -> None:
+        with self._lock:
+            if self._armed is None or self._armed[0] != point:
+                return
+            (_, action, done), self._armed = self._armed, None
+        await connection.to_client.drain()
+        await action(connection)
+        done.set()
+        if connection.is_cut:
+            raise ConnectionResetError
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    kind, length = struct.unpack("!cI", await reader.readexactly(5))
+    return kind, await reader.readexactly(length - 4)
