@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .DEFAULT_GOAL := help
-.PHONY: help run test bench gen lint check-gen pins clean
+.PHONY: help run test test-faults test-mutants bench gen lint check-gen pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,12 @@ run: $(READY) ## everything on this machine: PostgreSQL, servers, Envoy, a demo 
 
 test: $(READY) ## the whole test suite on real PostgreSQL and real Envoy
 	$(RUN) pytest -n 4
+
+test-faults: $(READY) ## the fault suite in its full form: hundreds of kills, tens of thousands of requests
+	$(RUN) pytest -n 3 tests/faults --full
+
+test-mutants: $(READY) ## break the code in known ways, and see that a test notices each
+	$(RUN) python -m tests.mutants
 
 bench: $(READY) ## orders against PostgreSQL's own benchmark, a quarter of an hour; QUICK=1: 2 minutes
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)

@@ -55,6 +55,10 @@ OPTIONS = [
     # Clients accept 8 KB of metadata; what we accept must not be less than the edge's, or long headers fail at random.
     ("grpc.max_metadata_size", 32768),
     ("grpc.absolute_max_metadata_size", 65536),
+    # More wait at the client, at no cost to us; and streams that a client resets count until it has answered a ping, so
+    # that it cannot open them without end.
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.http2.ping_on_rst_stream_percent", 10),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]

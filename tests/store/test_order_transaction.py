@@ -1,6 +1,7 @@
 """The order transaction on a real database: what it locks, what it leaves, and what the database itself refuses."""
 
 import asyncio
+import random
 import threading
 from uuid import uuid4
 
@@ -119,6 +120,40 @@ def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(datab
         connection.execute(text("UPDATE phone_number SET free_at = clock_timestamp() + interval '1 day'"))
     buyer.join()
     assert codes(answer[0][0]) == ["INSUFFICIENT_INVENTORY"]
+
+
+def test_numbers_are_locked_in_order_whatever_the_request_says(database, shop, until_somebody_waits):
+    """Or two orders of the same numbers would wait for each other."""
+    first = shop.numbers(20)
+    numbers = sorted(random.Random(3).sample(first + shop.numbers(20), 40))
+    wanted = random.Random(5).sample(numbers, 40)
+    free = text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")
+    with database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": numbers[20]})
+        patient = Limits(lock_seconds=20, statement_seconds=20)
+        buyer = threading.Thread(target=lambda: carry_out(database, [order(shop, *wanted)], limits=patient))
+        buyer.start()
+        until_somebody_waits()
+        with database.engine.connect() as other:
+            assert set(other.execute(free).scalars()) == set(numbers[21:])
+    buyer.join()
+
+
+def test_organizations_are_locked_in_order_and_after_the_numbers(database, until_somebody_waits):
+    shops = sorted((Shop.open(database.engine) for _ in range(9)), key=lambda shop: shop.id)
+    numbers = shops[0].numbers(9)
+    batch = [order(shop, number) for shop, number in zip(random.Random(5).sample(shops, 9), numbers, strict=True)]
+    free = text("SELECT id FROM organization FOR UPDATE SKIP LOCKED")
+    with database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": shops[4].id})
+        patient = Limits(lock_seconds=20, statement_seconds=20)
+        buyer = threading.Thread(target=lambda: carry_out(database, batch, limits=patient))
+        buyer.start()
+        until_somebody_waits()
+        with database.engine.connect() as other:
+            assert set(other.execute(free).scalars()) == {shop.id for shop in shops[5:]}
+            assert not other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).all()
+    buyer.join()
 
 
 def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, shop):

@@ -1,0 +1,169 @@
+"""Clients that mean no good: each is refused cleanly, and all the while another client is served."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import grpc
+import h2.config
+import h2.connection
+import h2.errors
+import httpx
+import pytest
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from server.config import REQUEST_BODY_BYTES_MAX
+from tests.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
+from tests.faults.conftest import is_envoy, is_worker
+from tests.shop import Shop
+from tests.stack import wait_until
+
+SLOW_CLIENTS = 50
+GROWTH_BYTES_MAX = 32 * 2**20
+
+
+@pytest.fixture
+def shop(service):
+    return Shop.open(service.database.engine)
+
+
+@pytest.fixture(params=["edge", "worker"])
+def port(request, service):
+    return service.settings.rest_port if request.param == "edge" else service.settings.grpc_port
+
+
+@pytest.fixture
+def well_behaved(service, shop):
+    """Somebody else's orders, over REST and gRPC, from beginning to end of a test: each is placed, nothing grows."""
+    answers, enough = [], threading.Event()
+
+    def buy():
+        with (
+            httpx.Client(base_url=service.rest_url, timeout=TIMEOUT_SECONDS) as client,
+            grpc.insecure_channel(service.grpc_targets[0]) as channel,
+        ):
+            while not enough.is_set():
+                for call in (Rest(client), Grpc(channel)):
+                    answers.append(call(shop.key, numbers=shop.numbers(1)).status)
+                enough.wait(0.02)
+
+    processes = [p for p in service.up.processes() if is_worker(p) or is_envoy(p)]
+    before = sum(process.memory_info().rss for process in processes)
+    thread = threading.Thread(target=buy)
+    thread.start()
+    yield answers
+    served = len(answers)
+    wait_until(lambda: len(answers) > served or not thread.is_alive())
+    enough.set()
+    thread.join()
+    assert set(answers) == {200}
+    assert sum(process.memory_info().rss for process in processes) - before < GROWTH_BYTES_MAX
+
+
+# ---------------------------------------------------------------- too much
+
+
+@pytest.mark.parametrize("size", [REQUEST_BODY_BYTES_MAX + 1, 4 * 2**20])
+def test_an_oversized_message_is_refused(service, shop, well_behaved, size):
+    for target in (service.grpc_targets[0], service.edge_target):
+        raw = OrderNumbersRequest(label="x" * size).SerializeToString()
+        with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary(METHOD)(raw, metadata=[("authorization", f"Bearer {shop.key}")], timeout=20)
+        assert refused.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize("size", [70_000, 1_000_000])
+def test_oversized_metadata_is_refused(service, shop, well_behaved, size):
+    for target in (service.grpc_targets[0], service.edge_target):
+        metadata = [("authorization", f"Bearer {shop.key}"), ("x-long", "x" * size)]
+        with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary(METHOD)(b"", metadata=metadata, timeout=20)
+        assert refused.value.code() not in (
+            grpc.StatusCode.UNKNOWN,
+            grpc.StatusCode.OK,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
+
+
+# ---------------------------------------------------------------- too slow
+
+
+def test_bodies_that_come_slowly_hold_up_nobody(service, shop, well_behaved, times):
+    """And in the end they are dropped."""
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {shop.key}\r\ncontent-type: application/json\r\n"
+        "content-length: 1000\r\n\r\n"
+    )
+    slow = [socket.create_connection(("127.0.0.1", service.settings.rest_port)) for _ in range(SLOW_CLIENTS)]
+    try:
+        for connection in slow:
+            connection.sendall(head.encode())
+        for _ in range(times(20, 320)):
+            for connection in slow:
+                with suppress(OSError):
+                    connection.send(b" ")
+            time.sleep(0.1)
+        if times(False, True):  # the limit is 30 seconds
+            for connection in slow:
+                assert connection.recv(12) == b"HTTP/1.1 408"
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+# ---------------------------------------------------------------- too many frames
+
+
+@contextmanager
+def http2(port):
+    """A connection with its preface sent, and a way to send what has been put into it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        state.initiate_connection()
+        connection.sendall(state.data_to_send())
+        yield state, connection
+
+
+def flood(port, put):
+    """Send frames until there were enough or we are shown the door; whether that was so."""
+    with http2(port) as (state, connection):
+        try:
+            for i in range(FRAMES[put]):
+                put(state, i)
+                if i % 100 == 99:
+                    connection.sendall(state.data_to_send())
+        except OSError:
+            return True
+        connection.settimeout(5)
+        with suppress(OSError):
+            while connection.recv(65536):
+                pass
+            return True
+        return False
+
+
+def ping(state, i):
+    state.ping(i.to_bytes(8, "big"))
+
+
+def reset(state, i):
+    stream = 2 * i + 1
+    headers = [
+        *((":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", METHOD)),
+        *(("content-type", "application/grpc"), ("te", "trailers")),
+    ]
+    state.send_headers(stream, headers)
+    state.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+
+
+FRAMES = {ping: 200_000, reset: 20_000}  # more pings than the answers to which a connection can hold
+
+
+@pytest.mark.parametrize("put", [ping, reset])
+def test_a_flood_of_frames_does_no_harm(well_behaved, port, put, service):
+    """It ends its connection; only a worker, which the edge is in front of, just refuses more and more streams."""
+    before = len(well_behaved)
+    ended = flood(port, put)
+    assert ended or (put, port) == (reset, service.settings.grpc_port)
+    wait_until(lambda: len(well_behaved) >= before + 10)

@@ -1,0 +1,173 @@
+"""Requests that nobody would send: REST answers each in the envelope and none with 5xx; gRPC says neither UNKNOWN nor
+INTERNAL; and nothing grows."""
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from uuid import uuid4
+
+import grpc
+import httpx
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from tests.callers import METHOD, ROUTE, ULID
+from tests.faults.conftest import is_worker
+from tests.shop import Shop
+
+IN_FLIGHT = 32
+GROWTH_BYTES_MAX = 16 * 2**20
+NATIVE_CODES = {
+    "OK",
+    "INVALID_ARGUMENT",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "ABORTED",
+    "NOT_FOUND",
+    "FAILED_PRECONDITION",
+}
+
+
+@pytest.fixture
+def shop(service):
+    return Shop.open(service.database.engine)
+
+
+# ---------------------------------------------------------------- REST
+
+ID = re.compile(f"{ULID.pattern}|[0-9a-f-]{{36}}")  # a UUID where Envoy answered before any filter ran
+
+METHODS = st.sampled_from(["POST"] * 8 + ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW"])
+SEGMENTS = st.text(st.characters(codec="ascii", categories=["L", "N", "P"], exclude_characters="#\\"), max_size=20)
+PATHS = st.one_of(
+    st.just(ROUTE), st.just(ROUTE), st.builds("{}{}".format, st.sampled_from([ROUTE, "/", "/v1/"]), SEGMENTS)
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = ["numbers", "inbound_url", "status_url", "campaign_id", "label", "success"]
+NUMBERS = st.lists(st.one_of(st.from_regex(r"\A\+[0-9]{0,16}\Z"), st.text(max_size=16)), max_size=5)
+ORDERS = st.fixed_dictionaries(
+    {"numbers": NUMBERS | JSON},
+    optional={field: JSON | st.text(max_size=40) for field in [*FIELDS[1:], "other"]},
+)
+HEADER_TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40).map(str.strip)
+CONTENT_TYPES = st.sampled_from(
+    ["application/json"] * 6 + ["application/json; charset=utf-8", "text/plain", "application/grpc", ""]
+)
+
+
+@st.composite
+def mutated(draw, good):
+    """Bytes with some of them changed, taken out or put in."""
+    raw = bytearray(draw(good))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(raw)))
+        raw[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(raw)
+
+
+BODIES = mutated(st.one_of(ORDERS, ORDERS, JSON).map(lambda order: json.dumps(order).encode())) | st.binary(max_size=50)
+
+
+def test_every_rest_answer_is_in_the_envelope_and_none_is_5xx(service, shop, times):
+    keys = [f"Bearer {shop.key}"] * 6 + [f"Bearer {shop.new_key('numbers:read')}", f"Bearer {shop.unknown_key()}"]
+    numbers = shop.numbers(50)
+    seen = Counter()
+    with httpx.Client(base_url=service.rest_url, timeout=20) as client:
+
+        @settings(
+            max_examples=times(600, 20_000), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(
+            METHODS, PATHS, BODIES, CONTENT_TYPES, st.sampled_from(keys) | HEADER_TEXT, st.none() | HEADER_TEXT,
+            st.sampled_from(numbers),
+        )  # fmt: skip
+        def send(method, path, body, content_type, authorization, idempotency_key, number):
+            headers = {"content-type": content_type, "authorization": authorization}
+            if idempotency_key is not None:
+                headers["idempotency-key"] = idempotency_key
+            body = body.replace(b"+1", number.encode())
+            answer = client.request(method, path, content=body, headers=headers)
+            seen[answer.status_code] += 1
+            assert answer.status_code < 500, answer.text
+            assert ID.fullmatch(answer.headers["x-request-id"])
+            if method != "HEAD" and "grpc-status" not in answer.headers:
+                assert_in_envelope(answer)
+
+        send()
+    assert {400, 401, 404, 405, 415, 422} <= set(seen)
+
+
+def assert_in_envelope(answer):
+    body = answer.json()
+    assert body["success"] is (answer.status_code == 200)
+    if answer.status_code != 200:
+        assert body["error"]["request_id"] == answer.headers["x-request-id"]
+        assert body["error"].keys() - {"details"} == {"code", "message", "request_id"}
+
+
+# ---------------------------------------------------------------- gRPC
+
+
+def messages(shop, count):
+    """Serialized orders, most of them damaged, and plain noise."""
+    chance = random.Random(17)
+    numbers = shop.numbers(100)
+    for _ in range(count):
+        order = OrderNumbersRequest(numbers=chance.sample(numbers, chance.randint(0, 3)))
+        if chance.random() < 0.5:
+            order.label = "".join(chance.choices("ab\0é\U0001f4de", k=chance.randint(0, 20)))
+        if chance.random() < 0.3:
+            order.inbound_url = chance.choice(["https://example.com", "http://x", "https://[::1]/", "https://\ud7ff"])
+        if chance.random() < 0.3:
+            order.campaign_id = str(uuid4())
+        raw = bytearray(order.SerializeToString())
+        for _ in range(chance.randint(0, 4)):
+            at = chance.randint(0, len(raw))
+            raw[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        yield bytes(raw) if chance.random() < 0.9 else chance.randbytes(chance.randint(0, 200))
+
+
+def send_all(target, key, raws):
+    """The code of each answer."""
+
+    async def run():
+        codes = Counter()
+        async with grpc.aio.insecure_channel(target) as channel:
+            method = channel.unary_unary(METHOD)
+
+            async def send_some():
+                for raw in raws:
+                    try:
+                        await method(raw, metadata=(("authorization", f"Bearer {key}"),), timeout=20)
+                        codes["OK"] += 1
+                    except grpc.aio.AioRpcError as error:
+                        codes[error.code().name] += 1
+
+            await asyncio.gather(*(send_some() for _ in range(IN_FLIGHT)))
+        return codes
+
+    return asyncio.run(run())
+
+
+def test_no_message_is_unknown_or_internal_and_memory_stays_flat(service, shop, times):
+    count = times(2000, 50_000)
+    workers = [process for process in service.up.processes() if is_worker(process)]
+    target, key = service.grpc_targets[0], shop.key
+    codes = send_all(target, key, messages(shop, count // 5))  # until pools and caches are as large as they get
+    before = sum(process.memory_info().rss for process in workers)
+    codes += send_all(target, key, messages(shop, count - count // 5))
+    after = sum(process.memory_info().rss for process in workers)
+    assert codes.total() == count
+    assert set(codes) <= NATIVE_CODES
+    assert {"OK", "INVALID_ARGUMENT"} <= set(codes)
+    assert after - before < GROWTH_BYTES_MAX
+    assert all(map(psutil.Process.is_running, workers))

@@ -1,0 +1,160 @@
+"""Orders, retries, revocations, credit, campaigns and imports in any order: the live service against a model of it."""
+
+import itertools
+import os
+
+import grpc
+import httpx
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from server.store.inventory import import_csv
+from tests.callers import TIMEOUT_SECONDS, Grpc, Rest
+from tests.shop import Shop
+
+PRICE = 1_000_000
+IMPORTED_FIRST = 2_125_550_000 + 20_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_imported = itertools.count(IMPORTED_FIRST)
+CAMPAIGN_RULES = {
+    ("PENDING", "VERIFIED"): "must be ACTIVE",
+    ("ACTIVE", "UNVERIFIED"): "brand must be VERIFIED or VETTED_VERIFIED",
+}
+
+
+class Market(RuleBasedStateMachine):
+    """The model: who has which numbers and how much credit, which keys are valid, what idempotency keys answered."""
+
+    service = None
+    calls = ()
+
+    @initialize(credit=st.integers(0, 12))
+    def open(self, credit):
+        engine = self.service.database.engine
+        self.shops = [Shop.open(engine, credit_micros=credit * PRICE), Shop.open(engine, credit_micros=5 * PRICE)]
+        self.credit = [credit, 5]
+        self.numbers = self.shops[0].numbers(8)
+        self.owner = {}
+        self.keys = [(0, self.shops[0].key, True), (1, self.shops[1].key, True)]
+        self.revoked = set()
+        self.campaigns = [(None, None)]
+        self.answered = {}
+        self.said = []
+
+    # ---------------------------------------------------------------- what happens
+
+    @rule(data=st.data())
+    def order(self, data):
+        numbers = data.draw(
+            st.lists(st.sampled_from([*self.numbers, "+19999999999"]), min_size=1, max_size=4, unique=True)
+        )
+        request = {"numbers": numbers}
+        if label := data.draw(st.sampled_from([None, "a", "b"])):
+            request["label"] = label
+        which = data.draw(st.sampled_from(self.campaigns))
+        if which[0]:
+            request["campaign_id"] = which[0]
+        key = data.draw(st.sampled_from(self.keys))
+        idempotency_key = data.draw(st.sampled_from([None, "x", "y", "z"]))
+        self._send(data.draw(st.sampled_from(self.calls)), key, idempotency_key, request, which)
+
+    @rule(data=st.data())
+    def again(self, data):
+        if self.said:
+            self._send(data.draw(st.sampled_from(self.calls)), *data.draw(st.sampled_from(self.said)))
+
+    @rule(shop=st.sampled_from([0, 1]), scoped=st.booleans())
+    def new_key(self, shop, scoped):
+        key = self.shops[shop].new_key("numbers:write" if scoped else "numbers:read")
+        self.keys.append((shop, key, scoped))
+
+    @rule(data=st.data())
+    def revoke(self, data):
+        shop, key, _ = data.draw(st.sampled_from(self.keys))
+        if key not in self.revoked:
+            self.shops[shop].revoke_text(key)
+            self.revoked.add(key)
+
+    @rule(shop=st.sampled_from([0, 1]), credits=st.integers(1, 5))
+    def add_credit(self, shop, credits):
+        self.shops[shop].credit(credits * PRICE)
+        self.credit[shop] += credits
+
+    @rule(shop=st.sampled_from([0, 1]), state=st.sampled_from([("ACTIVE", "VERIFIED"), *CAMPAIGN_RULES]))
+    def new_campaign(self, shop, state):
+        self.campaigns.append((str(self.shops[shop].campaign(*state)), (shop, state)))
+
+    @rule()
+    def import_more(self):
+        number = f"+1{next(_imported)}"
+        rows = ["number,number_type,sms_enabled,mms_enabled,price", f"{number},local,true,false,1.00"]
+        assert import_csv(self.service.database.engine, rows).added == 1
+        self.numbers.append(number)
+
+    # ---------------------------------------------------------------- what must come of it
+
+    def _send(self, call, key, idempotency_key, request, which):
+        expected = self._expected(key, idempotency_key, request, which[1])
+        answer = call(key[1], idempotency_key=idempotency_key, **request)
+        self.said.append((key, idempotency_key, request, which))
+        code = "OK" if answer.status == 200 else answer.body["error"]["code"]
+        assert code == expected, answer
+        if code == "INSUFFICIENT_INVENTORY":
+            gone = [number for number in request["numbers"] if not self._is_free(number)]
+            assert answer.body["data"] == {"available_count": len(request["numbers"]) - len(gone), "unavailable": gone}
+        if code != "OK":
+            return
+        claim = (key[0], idempotency_key)
+        replayed = idempotency_key is not None and claim in self.answered
+        assert answer.headers.get("idempotency-replayed") == ("true" if replayed else None)
+        if replayed:
+            assert answer.body == self.answered[claim][1]
+            return
+        self.owner |= dict.fromkeys(request["numbers"], key[0])
+        self.credit[key[0]] -= len(request["numbers"])
+        if idempotency_key is not None:
+            self.answered[claim] = (request, answer.body)
+
+    def _expected(self, key, idempotency_key, request, campaign):
+        shop, text, scoped = key
+        if text in self.revoked:
+            return "UNAUTHORIZED"
+        if not scoped:
+            return "FORBIDDEN"
+        if idempotency_key is not None and (shop, idempotency_key) in self.answered:
+            return "OK" if self.answered[shop, idempotency_key][0] == request else "IDEMPOTENCY_KEY_REUSED"
+        if campaign and campaign[0] != shop:
+            return "NOT_FOUND"
+        if campaign and campaign[1] in CAMPAIGN_RULES:
+            return "VALIDATION_FAILED"
+        if not all(map(self._is_free, request["numbers"])):
+            return "INSUFFICIENT_INVENTORY"
+        return "OK" if self.credit[shop] >= len(request["numbers"]) else "INSUFFICIENT_CREDIT"
+
+    def _is_free(self, number):
+        return number in self.numbers and number not in self.owner
+
+    @invariant()
+    def the_database_agrees(self):
+        for index, shop in enumerate(self.shops if hasattr(self, "shops") else ()):
+            assert shop.owned() == {number for number, owner in self.owner.items() if owner == index}
+            assert shop.balance_micros() == self.credit[index] * PRICE
+
+
+def test_the_service_does_what_the_model_says(service, times):
+    with (
+        httpx.Client(base_url=service.rest_url, timeout=TIMEOUT_SECONDS) as client,
+        grpc.insecure_channel(service.grpc_targets[0]) as first,
+        grpc.insecure_channel(service.grpc_targets[1]) as second,
+    ):
+        market = type("LiveMarket", (Market,), {"service": service, "calls": (Rest(client), Grpc(first), Grpc(second))})
+        run_state_machine_as_test(
+            market,
+            settings=settings(
+                max_examples=times(25, 500),
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
