@@ -152,7 +152,7 @@ def is_noticed(mutant: Mutant) -> bool:
             timeout=600,
             check=False,
         )
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     noticed = done.returncode == 1 and bool(failed)
     by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"nobody (pytest said {done.returncode})"
     print(f"{mutant.name}: noticed by {by}, {time.monotonic() - began:.0f} s", flush=True)

@@ -57,6 +57,8 @@ THROUGHPUT_RATIOS = (
     Ratio("rest_vs_grpc", "rest many 128", "grpc many 128", 0.8),
     Ratio("wide_numbers_vs_single", "wide 100", "wide 1", 3.0),
     Ratio("growth_10m_vs_100k", "growth 10M", "growth 100k", 0.9),
+    Ratio("goodput_at_10x", "overload 10x", "overload *", 0.8),
+    Ratio("goodput_at_40x", "overload 40x", "overload *", 0.8),
     Ratio("two_workers_vs_one", "workers 2", "workers 1", 1.3),
 )
 ORDER = (
@@ -69,6 +71,8 @@ ORDER = (
     "growth_10m_vs_100k",
     "worker_rss_mb",
     "two_workers_vs_one",
+    "goodput_at_10x",
+    "goodput_at_40x",
 )
 GOALS: dict[str, Goal] = {
     **{ratio.name: (">=", ratio.goal) for ratio in THROUGHPUT_RATIOS},

@@ -26,10 +26,12 @@ ORDERS_PER_SECOND_MAX = 25_000
 ORDERS_PER_SECOND_MAX_ALONE = 4000  # with one in flight
 NUMBERS_PER_SECOND_MAX = 60_000
 IN_FLIGHT = (1, 32, 128)
+OVERLOAD = (1, 10, 40)
+"""Times 128 in flight; with the last the workers' queues are full and most orders are refused."""
 FLOOR_CLIENTS = (8, 32, 64)
 SCARCE_NUMBERS = 10
 GROWTH = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000}
-PARTS = ("floor", "null", "grpc", "rest", "wide", "contention", "fairness", "workers", "growth")
+PARTS = ("floor", "null", "grpc", "rest", "wide", "contention", "fairness", "overload", "workers", "growth")
 QUICK_PARTS = PARTS[:4]
 GENERATOR = "generator"
 
@@ -133,6 +135,7 @@ class Bench:
             "wide": self._wide_sides,
             "contention": self._contention_sides,
             "fairness": self._fairness_sides,
+            "overload": self._overload_sides,
             "workers": self._worker_sides,
         }
         return [side for part in made if part in parts for side in made[part]()]
@@ -282,6 +285,24 @@ class Bench:
         orders = {name: self.market.orders(self._orders_max(n, 1)) for name, (_, n) in in_flight.items()}
         _, measure = self._run_and_count(self.market, "grpc", clients, orders, self._parts(service), told="other")
         return measure
+
+    def _overload_sides(self) -> Iterator[Side]:
+        service = self._service()
+        for times in OVERLOAD:
+            yield Side(f"overload {times}x", lambda times=times: self._overload(service, times * IN_FLIGHT[-1]))
+
+    def _overload(self, service: Service, in_flight: int) -> Measure:
+        """Orders that are carried out while clients send again at once whatever is refused. Only those are counted."""
+        orders = self.market.orders(self._orders_max(in_flight, 1))
+        before = self.market.orders_made()
+        clients = grpc_clients(service.workers, self.market.buyers, in_flight)
+        result, meter = self._run("grpc", clients, {"all": orders}, self._parts(service))
+        group, made = result.groups["all"], self.market.orders_made() - before
+        if group.succeeded_in_all != made:
+            raise RuntimeError(f"{group.succeeded_in_all} orders were answered, {made} carried out")
+        if group.refused_in_all and "service unavailable" not in group.sample:
+            raise RuntimeError(f"refused for another reason: {group.sample}")
+        return _measure(group.succeeded, result.seconds, group, meter)
 
     def _worker_sides(self) -> Iterator[Side]:
         for workers in (1, 2):

@@ -1,9 +1,11 @@
 """Idempotency keys, over each transport: an order may be sent again without fear."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import grpc
 import pytest
+from sqlalchemy import text
 
 from tests.callers import Grpc, failure
 
@@ -172,3 +174,19 @@ def test_an_order_of_a_hundred_numbers_is_replayed_whole(call, shop, key):
     first, again = call(shop.key, **order), call(shop.key, **order)
     assert first.status == 200
     assert first.raw == again.raw
+
+
+def test_while_another_server_is_at_work_under_the_key_it_is_in_progress(call, shop, key):
+    """Until its caller's time is up; then it says when to come again."""
+    order = {"numbers": shop.numbers(1), "idempotency_key": key}
+    claim = text("INSERT INTO idempotency_key SELECT :id, :key, '', :id, '', clock_timestamp()")
+    hasty = replace(call, timeout_seconds=2) if isinstance(call, Grpc) else call
+    with shop.engine.connect() as other:
+        other.execute(claim, {"id": shop.id, "key": key})
+        answer = hasty(shop.key, **order)
+    message = "an order with this idempotency key is under way"
+    assert (answer.status, answer.body) == (409, failure("IDEMPOTENCY_IN_PROGRESS", message, answer.request_id))
+    assert answer.headers["retry-after"] == "1"
+    again = call(shop.key, **order)
+    assert again.status == 200
+    assert "idempotency-replayed" not in again.headers

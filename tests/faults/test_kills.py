@@ -15,7 +15,7 @@ from server.store.engine import admin_engine
 from tests.faults.conftest import is_envoy, is_postgres, kill
 from tests.faults.proxy import POINTS
 from tests.faults.workload import Workload
-from tests.stack import Up, local_settings, wait_until
+from tests.stack import Up, gone, local_settings, wait_until
 
 KILLS_PER_SECOND_MAX = 0.7
 
@@ -77,10 +77,13 @@ def test_workers_replaced_under_load_fail_nobody(open_path, durable_postgres, en
         Up(settings, open_path / "edge", command="edge"),
     ):
         wait_until(lambda: asyncio.run(is_ready(settings)))
+        old = [process for process in serve.processes() if is_worker(process)]
         with Workload(engine, settings.rest_port, numbers=20_000 * restarts) as load:
             for done in range(restarts):
                 load.until_sold_more(20)
                 serve.process.send_signal(signal.SIGHUP)
                 wait_until(lambda done=done: serve.logs.count("every worker is a new one") == done + 1)
     load.verify()
+        assert gone(old)
+        assert len([process for process in serve.processes() if is_worker(process)]) == len(old) == 2
     assert {heard.code for asked in load.asked for heard in asked.heard} <= {"OK", "INSUFFICIENT_INVENTORY"}

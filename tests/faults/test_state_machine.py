@@ -151,8 +151,8 @@ def test_the_service_does_what_the_model_says(service, times):
         run_state_machine_as_test(
             market,
             settings=settings(
-                max_examples=times(25, 500),
-                stateful_step_count=40,
+                max_examples=times(15, 500),
+                stateful_step_count=30,
                 deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),

@@ -44,19 +44,6 @@ def is_worker(process):
         return False
 
 
-def test_workers_are_replaced_one_by_one_without_failing_a_call(serve, edge, database):
-    old = workers(serve)
-    with Load(edge.rest_url, Shop.open(database.engine), numbers=30_000) as load:
-        wait_until(lambda: len(load.sold) > 50)
-        serve.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "every worker is a new one" in serve.logs)
-        load.enough.set()
-    assert load.refused == []
-    assert len(load.sold) < len(load.numbers), "the load ended before the workers were new"
-    assert gone(old)
-    assert len(workers(serve)) == 2
-
-
 def test_told_to_stop_it_serves_on_until_everyone_knows(serve, edge, database):
     """Envoy hears from the drain and answers 503 by itself: no call that reached a worker fails."""
     with Load(edge.rest_url, Shop.open(database.engine), numbers=30_000) as load:

@@ -225,9 +225,9 @@ def test_a_replay_takes_no_number_lock(database, shop):
         first = await batcher.place(keyed(shop, "k", number), 10)
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-            return first, await batcher.place(keyed(shop, "k", number), 10)
+            return first, await batcher.place(keyed(shop, "k", number), 3)
 
-    first, again = run(database.url, work, lock_timeout_ms=10)
+    first, again = run(database.url, work, lock_timeout_ms=10_000)
     assert (first.message, first.replayed, again.replayed) == (again.message, False, True)
 
 
