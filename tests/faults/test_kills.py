@@ -83,7 +83,7 @@ def test_workers_replaced_under_load_fail_nobody(open_path, durable_postgres, en
                 load.until_sold_more(20)
                 serve.process.send_signal(signal.SIGHUP)
                 wait_until(lambda done=done: serve.logs.count("every worker is a new one") == done + 1)
-    load.verify()
         assert gone(old)
         assert len([process for process in serve.processes() if is_worker(process)]) == len(old) == 2
+    load.verify()
     assert {heard.code for asked in load.asked for heard in asked.heard} <= {"OK", "INSUFFICIENT_INVENTORY"}
