@@ -12,7 +12,7 @@ import pytest
 from server.local.edge import is_ready
 from server.local.postgres import url_of_running
 from server.store.engine import admin_engine
-from tests.faults.conftest import is_envoy, is_postgres, kill
+from tests.faults.conftest import is_envoy, is_postgres, is_worker, kill
 from tests.faults.proxy import POINTS
 from tests.faults.workload import Workload
 from tests.stack import Up, gone, local_settings, wait_until
