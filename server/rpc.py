@@ -59,6 +59,9 @@ OPTIONS = [
     # that it cannot open them without end.
     ("grpc.max_concurrent_streams", 1000),
     ("grpc.http2.ping_on_rst_stream_percent", 10),
+    # gRPC core would cancel calls at random, without a word of when to come again, long before our own queue is full.
+    ("grpc.server.max_pending_requests", 1_000_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
