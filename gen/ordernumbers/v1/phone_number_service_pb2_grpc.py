@@ -51,6 +51,10 @@ class PhoneNumberServiceServicer:
     def OrderNumbers(self, request, context):
         """Assigns the named numbers to the caller's organization: all of them, or none and nothing has changed. The sum of
         their prices is taken from the organization's credit in the same transaction.
+
+        With `idempotency-key` (metadata over gRPC, the header `Idempotency-Key` over REST; 1..255 visible ASCII characters)
+        an order may be sent again: it is carried out once, and its first answer comes again, byte for byte, with
+        `idempotency-replayed: true`. The key belongs to the organization and is kept for a day after a success.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,6 +38,10 @@ class PhoneNumberServiceStub:
     OrderNumbers: _grpc.UnaryUnaryMultiCallable[_phone_number_service_pb2.OrderNumbersRequest, _phone_number_service_pb2.OrderNumbersResponse]
     """Assigns the named numbers to the caller's organization: all of them, or none and nothing has changed. The sum of
     their prices is taken from the organization's credit in the same transaction.
+
+    With `idempotency-key` (metadata over gRPC, the header `Idempotency-Key` over REST; 1..255 visible ASCII characters)
+    an order may be sent again: it is carried out once, and its first answer comes again, byte for byte, with
+    `idempotency-replayed: true`. The key belongs to the organization and is kept for a day after a success.
     """
 
 @_typing.type_check_only
@@ -50,6 +54,10 @@ class PhoneNumberServiceAsyncStub(PhoneNumberServiceStub):
     OrderNumbers: _aio.UnaryUnaryMultiCallable[_phone_number_service_pb2.OrderNumbersRequest, _phone_number_service_pb2.OrderNumbersResponse]  # type: ignore[assignment]
     """Assigns the named numbers to the caller's organization: all of them, or none and nothing has changed. The sum of
     their prices is taken from the organization's credit in the same transaction.
+
+    With `idempotency-key` (metadata over gRPC, the header `Idempotency-Key` over REST; 1..255 visible ASCII characters)
+    an order may be sent again: it is carried out once, and its first answer comes again, byte for byte, with
+    `idempotency-replayed: true`. The key belongs to the organization and is kept for a day after a success.
     """
 
 class PhoneNumberServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +73,10 @@ class PhoneNumberServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_phone_number_service_pb2.OrderNumbersResponse, _abc.Awaitable[_phone_number_service_pb2.OrderNumbersResponse]]:
         """Assigns the named numbers to the caller's organization: all of them, or none and nothing has changed. The sum of
         their prices is taken from the organization's credit in the same transaction.
+
+        With `idempotency-key` (metadata over gRPC, the header `Idempotency-Key` over REST; 1..255 visible ASCII characters)
+        an order may be sent again: it is carried out once, and its first answer comes again, byte for byte, with
+        `idempotency-replayed: true`. The key belongs to the organization and is kept for a day after a success.
         """
 
 def add_PhoneNumberServiceServicer_to_server(servicer: PhoneNumberServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
