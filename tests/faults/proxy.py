@@ -120,7 +120,7 @@ class Proxy:
         with suppress(asyncio.IncompleteReadError, OSError):
             (length,) = struct.unpack("!I", await reader.readexactly(4))
             connection.to_server.write(struct.pack("!I", length) + await reader.readexactly(length - 4))  # start-up
-            while True:
+            while not connection.is_cut:
                 kind, body = await _message(reader)
                 await self._pass.wait()
                 if kind == b"B":
@@ -140,7 +140,7 @@ class Proxy:
 
     async def _answers(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, OSError):
-            while True:
+            while not connection.is_cut:
                 kind, body = await _message(reader)
                 await self._pass.wait()
                 committed = kind == b"C" and body == b"COMMIT\0" and connection.writes
