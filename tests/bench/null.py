@@ -11,6 +11,7 @@ import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse, PhoneNumber
+from server.process import wake_without_haste
 from server.rpc import OPTIONS, SERVICE
 
 ROW = PhoneNumber(
@@ -38,4 +39,5 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    wake_without_haste()  # as a worker does
     uvloop.run(main(int(sys.argv[1])))
