@@ -48,7 +48,7 @@ class Authenticator:
         self._looking_up: asyncio.Task[None] | None = None
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
-        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error, TimeoutError if not known."""
+        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error, DatabaseAway if not known."""
         digest = keys.digest(bearer_key(authorization))
         known = self._known.get(digest)
         if known and known[0] > time.monotonic():
@@ -60,7 +60,8 @@ class Authenticator:
         return principal
 
     def renew(self, principal: Principal, seen: float) -> None:
-        """The database has found this key valid, at some time after `seen` (of `time.monotonic`)."""
+        """The database has found this key valid, at some time after `seen` (of `time.monotonic`). Only a call that has
+        read the key there may say so."""
         if len(self._known) >= CACHED_KEYS_MAX:
             self._known.clear()
         self._known[principal.digest] = (seen + self._cache_seconds, principal)

@@ -36,6 +36,7 @@ from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
 from server.service import Call, PhoneNumberService, answer_of
 from server.store.idempotency import purge
+from server.store.pipeline import DatabaseAway
 from server.store.queries import Principal, Reader
 from server.validation import validate
 
@@ -112,8 +113,8 @@ class Server:
 
     def _add_services(self) -> None:
         authenticator = Authenticator(self._reader.find_keys, self._settings.key_cache_seconds)
-        calls = Calls(self._settings, authenticator, lambda: self._batcher.is_full)
-        handlers = calls.handlers(SERVICE, PhoneNumberService(self._batcher))
+        service = PhoneNumberService(self._batcher)
+        handlers = Calls(self._settings, authenticator, service.is_full).handlers(SERVICE, service)
         self._server.add_generic_rpc_handlers([handlers])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -130,19 +131,19 @@ class Server:
             await asyncio.sleep(random.uniform(0, 2 * PURGE_INTERVAL_SECONDS))  # noqa: S311
             try:
                 forgotten = await purge(self._database_url, self._settings)
-            except (psycopg.Error, TimeoutError) as error:
-                log.warning("old idempotency keys could not be purged: %r", error)
+            except (psycopg.Error, DatabaseAway) as error:
+                log.warning("old idempotency keys could not be purged: %s", error)
             else:
                 if forgotten:
                     log.info("%d old idempotency keys were purged", forgotten)
 
     async def _check_health(self) -> None:
-        """SERVING while an order could be served: while the database answers."""
+        """SERVING while an order could be carried out."""
         try:
-            await self._reader.answers()
+            await self._batcher.check()
             serving = True
-        except (psycopg.Error, TimeoutError) as error:
-            log.warning("the database does not answer: %r", error)
+        except (psycopg.Error, DatabaseAway) as error:
+            log.warning("no order could be carried out: %s", error)
             serving = False
         if not self._draining:
             await self._say(serving)
@@ -156,7 +157,7 @@ class Server:
 class Calls:
     """What every call of our own services goes through."""
 
-    def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[str], bool]) -> None:
         self._seconds_max = settings.deadline_seconds_max
         self._is_full = is_full
         self._authenticator = authenticator
@@ -180,7 +181,7 @@ class Calls:
             line = Line(name, _request_id(said.get("x-request-id", ())))
             context.set_trailing_metadata((("x-request-id", line.request_id),))
             try:
-                if self._is_full():
+                if self._is_full(method.name):
                     raise Refusal(Code.UNAVAILABLE)  # before it has cost anything
                 line.principal = await self._authenticator.authenticate(said.get("authorization", ()))
                 if scope is None or scope not in line.principal.scopes:
@@ -190,7 +191,8 @@ class Calls:
                 timeout_seconds = self._timeout_seconds(context)
                 call = Call(line.request_id, line.principal, name, scope, key, timeout_seconds)
                 answer = await behaviour(request, call)
-                self._authenticator.renew(line.principal, line.started)  # nothing is done without a look at the key
+                if answer.key_seen:
+                    self._authenticator.renew(line.principal, line.started)
                 if answer.replayed:
                     line.code = "REPLAYED"
                     await context.send_initial_metadata((("idempotency-replayed", "true"),))
@@ -198,7 +200,7 @@ class Calls:
             except Refusal as refusal:
                 line.code = refusal.code
                 await _abort(context, refusal, line.request_id)
-            except (psycopg.OperationalError, TimeoutError):  # of the look-up: nothing has been tried yet
+            except DatabaseAway:  # of the look-up: nothing has been tried yet
                 line.code = Code.UNAVAILABLE
                 await _abort(context, Refusal(Code.UNAVAILABLE), line.request_id)
             except asyncio.CancelledError:

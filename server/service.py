@@ -31,6 +31,10 @@ class PhoneNumberService:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
+    def is_full(self, method: str) -> bool:
+        """Whether a call of the method would be refused at once, since orders are queued and their queue is full."""
+        return method == "OrderNumbers" and self._batcher.is_full
+
     async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> Answer:  # noqa: N802
         """Assign the named numbers, all or none. Raises Refusal."""
         return await self._batcher.place(_order(request, call), call.timeout_seconds)

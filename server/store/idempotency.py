@@ -32,17 +32,20 @@ def _step() -> Statement:
 
 
 PURGE = _step()
+# An answer that a failover brings back is harmless. Waiting for a standby would leave locks behind when there is none.
+NO_STANDBY = Statement("no_standby", "SET synchronous_commit = local")
 
 
 async def purge(database_url: str, settings: Settings) -> int:
     """Forget what is older than `settings.idempotency_hours`, in small steps; how many answers that was.
 
-    Raises psycopg.Error, TimeoutError.
+    Raises psycopg.Error, DatabaseAway.
     """
     kept = f"{timedelta(hours=settings.idempotency_hours).total_seconds():.0f} seconds"
-    connection = await connect(database_url, settings, (PURGE,))
+    connection = await connect(database_url, settings, (NO_STANDBY, PURGE))
     forgotten = 0
     try:
+        await connection.run(NO_STANDBY())
         while True:
             async with connection.at_most(settings.transaction_seconds_max):
                 (result,) = await connection.run(PURGE(kept=kept))

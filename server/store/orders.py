@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from server.ordering import Account, Campaign, Decision, Key, Number, Order, Placed, Remembered, State, decide
-from server.store.pipeline import Call, PipelinedConnection, Result, Statement
+from server.store.pipeline import Call, DatabaseAway, PipelinedConnection, Result, Statement
 from server.store.tables import (
     Instant,
     api_key,
@@ -317,7 +317,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 class OutcomeUnknown(Exception):
-    """Nobody heard what became of a write that was sent: these orders may have been carried out."""
+    """A COMMIT was sent, and it is not certain that it will last: these orders may have been carried out."""
 
     def __init__(self, placed: Sequence[Placed]) -> None:
         super().__init__(f"{len(placed)} orders")
@@ -339,8 +339,8 @@ async def place(
     """Carry out what can be carried out of a batch, in one transaction, and say what became of each order. Orders are
     Busy whose rows somebody else has locked, if locked rows are skipped; otherwise that is LockNotAvailable.
 
-    Raises OutcomeUnknown if the orders may have been carried out; whatever else it raises, they certainly were not,
-    and the connection wants a rollback.
+    Raises OutcomeUnknown if the orders may have been carried out. Whatever else it raises (psycopg.Error,
+    DatabaseAway), they certainly were not, and the connection wants a rollback.
     """
     calls = {"begin": BEGIN(), "limit": limits.call(), **_reading(orders, skip_locked=skip_locked)}
     decisions = decide(orders, _state(orders, await _run(connection, calls)))
@@ -450,13 +450,18 @@ async def _finish(
         calls.append(REMEMBER(answers=json.dumps([_answer_as_json(p.order, p.at, answer_of(p)) for p in keyed])))
     try:
         *_, commit = await connection.run(*calls, COMMIT())
-        if commit.tag != "COMMIT":  # an aborted transaction answers ROLLBACK, and no error
-            raise InternalError(f"COMMIT was answered with {commit.tag}")
-    except (Error, asyncio.CancelledError) as error:
-        answered = isinstance(error, Error) and error.sqlstate is not None and not connection.is_broken
+    except (Error, DatabaseAway, asyncio.CancelledError) as error:
+        if isinstance(error, DatabaseAway):
+            answered = error.answered
+        else:
+            answered = isinstance(error, Error) and error.sqlstate is not None
         if placed and not answered:
             raise OutcomeUnknown(placed) from error
         raise
+    if commit.tag != "COMMIT":  # an aborted transaction answers ROLLBACK, and no error
+        raise InternalError(f"COMMIT was answered with {commit.tag}")
+    if connection.was_warned:  # the wait for the standby was cancelled: the primary has it, perhaps no one else
+        raise OutcomeUnknown(placed)
 
 
 def _array(texts: Iterable[str]) -> str:

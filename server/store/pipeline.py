@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.adapt import Transformer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -28,9 +29,9 @@ class Statement:
     """One statement under a name of its own: SQL, or what SQLAlchemy compiles, once. Called with its parameters, as
     PostgreSQL reads them in text, it makes a call for `PipelinedConnection.run`."""
 
-    def __init__(self, name: str, sql: ClauseElement | str) -> None:
+    def __init__(self, name: str, sql: ClauseElement | str, parameters: Sequence[str] = ()) -> None:
         self.name = name.encode()
-        self._parameters: Sequence[str] = ()
+        self._parameters = parameters
         if not isinstance(sql, str):
             # The dialect only for its way to write parameters: $1, $2, … is what PostgreSQL itself reads.
             compiled: Any = sql.compile(dialect=PGDialect_asyncpg())  # type: ignore[no-untyped-call]
@@ -43,6 +44,18 @@ class Statement:
 
 
 ROLLBACK = Statement("rollback", "ROLLBACK")
+# A database may have it off: an acknowledged order would be lost in a crash. Any other value is the operator's choice.
+_DURABLE = b"""
+    SELECT set_config('synchronous_commit', 'on', false)
+    WHERE current_setting('synchronous_commit') = 'off'
+"""
+_BACKEND = b"SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+RUNNING = Statement(
+    "running",
+    "SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid || ' ' || backend_start = ANY ($1::text[])",
+    ("backends",),
+)
+"""Which of the given server processes (see `PipelinedConnection.backend`) still run."""
 
 
 class Call(NamedTuple):
@@ -59,27 +72,139 @@ class Result(NamedTuple):
     tag: str
 
 
+class DatabaseAway(Exception):
+    """There is no database now that can do what was asked.
+
+    `answered`: the server itself refused a statement, so the transaction is rolled back. Otherwise nobody knows what
+    became of a COMMIT that was sent.
+    """
+
+    def __init__(self, reason: object, *, answered: bool = False) -> None:
+        super().__init__(" ".join(str(reason).split()))
+        self.answered = answered
+
+
+# What a server answers that runs and cannot serve this session. The next connection may reach another one.
+_AWAY = (
+    errors.ReadOnlySqlTransaction,  # 25006: a standby, or a primary that was demoted
+    errors.IdleInTransactionSessionTimeout,  # 25P03: this process stood still
+    errors.InvalidSqlStatementName,  # 26000: a pooler has given us another session, without our statements
+    errors.DuplicatePreparedStatement,  # 42P05: the same
+    errors.FeatureNotSupported,  # 0A000: "cached plan must not change result type", after a migration
+)
+_SHORT_OF = "53"  # connections, memory, disk
+_ENDED = ("08", "57P")  # the session ends: perhaps while it commits, so nothing is known of that
+
+
+def _away(error: psycopg.Error) -> DatabaseAway | None:
+    state = error.sqlstate
+    if state is None:
+        return None if isinstance(error, psycopg.InternalError) else DatabaseAway(error)
+    if state.startswith(_ENDED):
+        return DatabaseAway(error)
+    return DatabaseAway(error, answered=True) if isinstance(error, _AWAY) or state.startswith(_SHORT_OF) else None
+
+
 async def connect(url: str, settings: Settings, statements: Sequence[Statement]) -> "PipelinedConnection":
-    """A connection with these statements prepared, and the limits of `settings`. Raises psycopg.Error, TimeoutError."""
-    connection = PipelinedConnection(
-        await AsyncConnection.connect(
-            url, autocommit=True, connect_timeout=settings.connect_timeout_seconds, application_name=APPLICATION
+    """A connection with these statements prepared, and the limits of `settings`. Raises DatabaseAway.
+
+    Each host of the URL may take `connect_timeout_seconds`.
+    """
+    try:
+        connection = PipelinedConnection(
+            await AsyncConnection.connect(_conninfo(url, settings), autocommit=True, application_name=APPLICATION)
         )
-    )
-    limits = {
+    except psycopg.Error as error:
+        raise DatabaseAway(error) from None
+    try:
+        async with connection.at_most(settings.connect_timeout_seconds):
+            await connection.prepare(_session(settings), (ROLLBACK, *statements))
+    except BaseException as error:
+        connection.cut()
+        if isinstance(error, psycopg.Error):
+            raise DatabaseAway(error) from None
+        raise
+    return connection
+
+
+def _conninfo(url: str, settings: Settings) -> str:
+    """The URL, and what it leaves open."""
+    ours: dict[str, str | int] = {
+        "connect_timeout": settings.connect_timeout_seconds,
+        "target_session_attrs": "read-write",
+        # A host that was cut off sends nothing. These notice it, on an idle connection and on a busy one.
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": settings.connect_timeout_seconds * 1000,
+    }
+    given = conninfo_to_dict(url)
+    return make_conninfo(url, **{name: value for name, value in ours.items() if name not in given})
+
+
+def _session(settings: Settings) -> dict[str, str]:
+    """The settings of a session. The database may have other defaults, which an order must not depend on."""
+    return {
         "statement_timeout": f"{int(settings.transaction_seconds_max * 1000)}ms",
         "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
-        # Only what is named is wanted, a few rows of ever so many, by their keys: no other plan is ever right, whatever
-        # the tables held when it was made. And one plan for all batches: most would be planned anew for each otherwise.
+        # Every statement reads a few rows of a large table by key, so an index nested loop is always right. The tables
+        # may have been empty when a plan was made. One generic plan serves all batches.
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
         "plan_cache_mode": "force_generic_plan",
         "timezone": "UTC",
+        # A COMMIT that a standby did not confirm is reported as a warning and in no other way.
+        "client_min_messages": "warning",
     }
-    async with connection.at_most(settings.connect_timeout_seconds):
-        await connection.prepare(limits, (ROLLBACK, *statements))
-    return connection
+
+
+class ReconnectingConnection:
+    """One connection, opened when it is first needed and again after it was lost."""
+
+    def __init__(self, url: str, settings: Settings, statements: Sequence[Statement]) -> None:
+        self._url = url
+        self._settings = settings
+        self._statements = statements
+        self._open: PipelinedConnection | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._open is not None and not self._open.is_broken
+
+    async def get(self) -> "PipelinedConnection":
+        """The open connection. Raises DatabaseAway.
+
+        It is opened in a task of its own: a caller that gives up does not end it. The first hosts of the URL may be
+        silent for longer than any single caller waits.
+        """
+        if not self.is_open:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._connect())
+                self._opening.add_done_callback(_look_at)
+            await asyncio.shield(self._opening)
+        assert self._open  # noqa: S101
+        return self._open
+
+    async def close(self) -> None:
+        if self._opening:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._open:
+            await self._open.close()
+
+    async def _connect(self) -> None:
+        try:
+            self._open = await connect(self._url, self._settings, self._statements)
+        finally:
+            self._opening = None
+
+
+def _look_at(task: "asyncio.Task[None]") -> None:
+    """At its error, which perhaps nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class PipelinedConnection:
@@ -88,24 +213,33 @@ class PipelinedConnection:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
+        self._warned = False
+        connection.add_notice_handler(self._on_notice)
+        self.backend = ""
+        """Which server process this is, different from every other one that ever ran. See `RUNNING`."""
 
-    async def prepare(self, limits: dict[str, str], statements: Sequence[Statement]) -> None:
+    async def prepare(self, session: dict[str, str], statements: Sequence[Statement]) -> None:
         """In one round trip: the session's settings, and the statements."""
         self._pgconn.enter_pipeline_mode()
-        for name, value in limits.items():
+        for name, value in session.items():
             self._pgconn.send_query_params(b"SELECT set_config($1, $2, false)", [name.encode(), value.encode()])
+        self._pgconn.send_query_params(_DURABLE, [])
+        self._pgconn.send_query_params(_BACKEND, [])
         for statement in statements:
             self._pgconn.send_prepare(statement.name, statement.sql)
-        await self._results(len(limits) + len(statements))
+        results = await self._results(len(session) + 2 + len(statements))
+        self.backend = str(self._read(results[len(session) + 1]).rows[0][0])
 
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
-        """What is done here ends in time, in TimeoutError if need be: a frozen server answers nothing, not even a
+        """What is done here ends in time, in DatabaseAway if need be: a frozen server answers nothing, not even a
         cancellation, so giving up means closing the socket."""
         cutting = asyncio.get_running_loop().call_later(seconds, self.cut)
         try:
             async with asyncio.timeout(seconds):
                 yield
+        except TimeoutError:
+            raise DatabaseAway(f"no answer within {seconds:.1f} s") from None
         finally:
             cutting.cancel()
 
@@ -118,6 +252,11 @@ class PipelinedConnection:
     def backend_pid(self) -> int:
         """The server's process for this connection."""
         return self._pgconn.backend_pid
+
+    @property
+    def was_warned(self) -> bool:
+        """Whether the server sent a warning with the results of the last `run`."""
+        return self._warned
 
     def cut(self) -> None:
         """Close the socket at once, saying nothing: what waits for an answer here gets an OperationalError."""
@@ -133,13 +272,20 @@ class PipelinedConnection:
     async def run(self, *calls: Call) -> list[Result]:
         """Execute the statements in one round trip.
 
-        Raises the psycopg.Error of the first that fails; those after it were not executed. An error without a
-        SQLSTATE means that the connection was lost and nobody knows how far it came.
+        Raises the psycopg.Error of the first that fails; those after it were not executed. Raises DatabaseAway when
+        the connection was lost, or when it leads to a server that cannot serve it.
         """
-        self._pgconn.enter_pipeline_mode()
-        for call in calls:
-            self._pgconn.send_query_prepared(call.name, call.parameters)
-        return [self._read(result) for result in await self._results(len(calls))]
+        self._warned = False
+        try:
+            self._pgconn.enter_pipeline_mode()
+            for call in calls:
+                self._pgconn.send_query_prepared(call.name, call.parameters)
+            return [self._read(result) for result in await self._results(len(calls))]
+        except psycopg.Error as error:
+            raise (_away(error) or error) from None
+
+    def _on_notice(self, notice: errors.Diagnostic) -> None:
+        self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
 
     def _read(self, result: PGresult) -> Result:
         tag = (result.command_status or b"").decode()

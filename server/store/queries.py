@@ -1,15 +1,14 @@
-"""Reads outside the order transaction: the keys of calls, and whether the database answers."""
+"""Reads outside the order transaction: the keys of calls."""
 
 import asyncio
 from collections.abc import Collection
 from typing import NamedTuple
 
-from psycopg import OperationalError
 from sqlalchemy import ARRAY, LargeBinary, Text, any_, bindparam, cast, func, or_, select
 
 from server.config import Settings
 from server.ordering import Id
-from server.store.pipeline import Call, PipelinedConnection, Result, Statement, connect
+from server.store.pipeline import Call, DatabaseAway, PipelinedConnection, ReconnectingConnection, Result, Statement
 from server.store.tables import api_key
 
 _k = api_key.c
@@ -21,7 +20,6 @@ FIND_KEYS = Statement(
         or_(_k.expires_at.is_(None), _k.expires_at > func.clock_timestamp()),
     ),
 )
-PING = Statement("ping", "SELECT 1")
 
 
 class Principal(NamedTuple):
@@ -34,17 +32,14 @@ class Principal(NamedTuple):
 
 
 class Reader:
-    """One connection for reads, opened when first needed and again when it was lost. What it is asked may take
-    `seconds_max`, waiting for its turn included.
+    """One connection for reads. A question may take `seconds_max`, waiting for its turn included.
 
-    Raises psycopg.Error, or TimeoutError.
+    Raises psycopg.Error, or DatabaseAway.
     """
 
     def __init__(self, url: str, settings: Settings, seconds_max: float) -> None:
-        self._url = url
-        self._settings = settings
         self._seconds_max = seconds_max
-        self._connection: PipelinedConnection | None = None
+        self._connection = ReconnectingConnection(url, settings, (FIND_KEYS,))
         self._free = asyncio.Lock()
 
     async def find_keys(self, digests: Collection[bytes]) -> dict[bytes, Principal]:
@@ -56,27 +51,23 @@ class Reader:
             for digest, api_key_id, organization_id, scopes in found.rows
         }
 
-    async def answers(self) -> None:
-        """Return if the database answers."""
-        await self._run(PING())
-
     async def close(self) -> None:
-        if self._connection:
-            await self._connection.close()
+        await self._connection.close()
 
     async def _run(self, call: Call) -> Result:
-        """Once more if the connection proves lost: it may have been so for long, and a read changes nothing."""
-        async with asyncio.timeout(self._seconds_max), self._free:
-            if self._connection and not self._connection.is_broken:
-                try:
-                    return await self._try(self._connection, call)
-                except OperationalError:
-                    if not self._connection.is_broken:
-                        raise
-            self._connection = await connect(self._url, self._settings, (FIND_KEYS, PING))
-            return await self._try(self._connection, call)
+        try:
+            async with asyncio.timeout(self._seconds_max), self._free:
+                if self._connection.is_open:
+                    try:
+                        return await self._try(call)
+                    except DatabaseAway:
+                        pass  # it may have been lost long ago, and a read changes nothing: once more on a new one
+                return await self._try(call)
+        except TimeoutError:
+            raise DatabaseAway(f"no answer within {self._seconds_max:g} s") from None
 
-    async def _try(self, connection: PipelinedConnection, call: Call) -> Result:
+    async def _try(self, call: Call) -> Result:
+        connection: PipelinedConnection = await self._connection.get()
         try:
             (result,) = await connection.run(call)
         except BaseException:

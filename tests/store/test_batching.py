@@ -10,7 +10,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
-from server.batching import Batcher, _Queue, _Waiting
+from server.batching import Batcher, PendingOrder, _Queue
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.ordering import Idempotency, Order, Placed
@@ -55,7 +55,7 @@ def queue(*organizations, numbers=1):
     waiting = _Queue()
     for i, organization in enumerate(organizations):
         numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
-        waiting.put(_Waiting(order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
+        waiting.put(PendingOrder(order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
     return waiting
 
 

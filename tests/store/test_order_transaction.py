@@ -17,7 +17,7 @@ from server.ordering import Order, Placed
 from server.service import answer_of
 from server.store import orders
 from server.store.orders import Limits, OutcomeUnknown, place
-from server.store.pipeline import connect
+from server.store.pipeline import DatabaseAway, connect
 from tests.shop import Shop
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
@@ -169,7 +169,7 @@ def test_a_connection_lost_before_the_write_leaves_nothing(database, shop, monke
     def cut(connection):
         monkeypatch.setattr(orders, "decide", lambda *args: (_end_backend(database, connection), [])[1])
 
-    with pytest.raises(psycopg.OperationalError):
+    with pytest.raises(DatabaseAway):
         carry_out(database, [order(shop, *shop.numbers(1))], meanwhile=cut)
     assert shop.owned() == set()
 

@@ -46,7 +46,7 @@ def test_a_method_without_a_declared_scope_refuses_all():
         raise AssertionError("called")
 
     async def ask():
-        calls = Calls(Settings(), Knows(), is_full=lambda: False)
+        calls = Calls(Settings(), Knows(), is_full=lambda method: False)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers([calls.handlers(undeclared_service(), SimpleNamespace(OrderNumbers=never))])
         port = server.add_insecure_port("127.0.0.1:0")
