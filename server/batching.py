@@ -31,7 +31,13 @@ from server.config import Settings
 from server.errors import Code, Refusal
 from server.ordering import Busy, Decision, Id, Order, Placed, Replayed
 from server.store.orders import STATEMENTS, AnswerOf, InProgress, Limits, OutcomeUnknown, place, place_alone
-from server.store.pipeline import RUNNING, DatabaseAway, PipelinedConnection, ReconnectingConnection
+from server.store.pipeline import (
+    IDLE_CHECK_SECONDS_MAX,
+    RUNNING,
+    DatabaseAway,
+    PipelinedConnection,
+    ReconnectingConnection,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +60,6 @@ CERTAIN_SECONDS = 0.05
 """So long before its deadline an order is no longer sent: it could only time out."""
 CHECK_SECONDS_MAX = 3.0
 """How long the database may take to show that an order could be carried out."""
-IDLE_CHECK_SECONDS_MAX = 1.0
-"""The same for a connection that nobody uses. An order that comes meanwhile waits for it."""
 
 
 class Answer(NamedTuple):
@@ -340,7 +344,7 @@ class _Connection:
 
     def __init__(self, settings: Settings, database_url: str, unsettled: _Unsettled) -> None:
         self._settings = settings
-        self._connection = ReconnectingConnection(database_url, settings, STATEMENTS)
+        self._connection = ReconnectingConnection(database_url, settings, (*STATEMENTS, RUNNING))
         self._unsettled = unsettled
         self._free = asyncio.Lock()
 
@@ -396,7 +400,7 @@ class _Connection:
     def _note_unknown(
         self, connection: PipelinedConnection, running: Sequence[PendingOrder], error: OutcomeUnknown
     ) -> None:
-        log.warning("the outcome of %d orders is unknown", len(error.placed), exc_info=True)
+        log.warning("the outcome of %d orders is unknown: %r", len(error.placed), error.__cause__)
         self._unsettled.add(connection.backend)
         sent = {placed.order.id: placed for placed in error.placed}
         for pending in running:

@@ -140,6 +140,7 @@ class Server:
     async def _check_health(self) -> None:
         """SERVING while an order could be carried out."""
         try:
+            await self._reader.check_if_idle()
             await self._batcher.check()
             serving = True
         except (psycopg.Error, DatabaseAway) as error:

@@ -21,6 +21,9 @@ from sqlalchemy.sql import ClauseElement
 from server.config import Settings
 from server.store.engine import APPLICATION
 
+IDLE_CHECK_SECONDS_MAX = 1.0
+"""How long a connection that nobody uses may take to show that it still works. A call that comes meanwhile waits."""
+
 Row = tuple[Any, ...]
 _ROWS, _DONE, _SYNC = ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC
 

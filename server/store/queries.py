@@ -2,13 +2,23 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
+from psycopg import Error
 from sqlalchemy import ARRAY, LargeBinary, Text, any_, bindparam, cast, func, or_, select
 
 from server.config import Settings
 from server.ordering import Id
-from server.store.pipeline import Call, DatabaseAway, PipelinedConnection, ReconnectingConnection, Result, Statement
+from server.store.pipeline import (
+    IDLE_CHECK_SECONDS_MAX,
+    Call,
+    DatabaseAway,
+    PipelinedConnection,
+    ReconnectingConnection,
+    Result,
+    Statement,
+)
 from server.store.tables import api_key
 
 _k = api_key.c
@@ -50,6 +60,13 @@ class Reader:
             digest: Principal(digest, api_key_id, organization_id, frozenset(scopes))
             for digest, api_key_id, organization_id, scopes in found.rows
         }
+
+    async def check_if_idle(self) -> None:
+        """Close the connection if it is open, not in use, and lost."""
+        if self._connection.is_open and not self._free.locked():
+            with suppress(Error, DatabaseAway, TimeoutError):
+                async with asyncio.timeout(IDLE_CHECK_SECONDS_MAX), self._free:
+                    await self._try(FIND_KEYS(digests="{}"))
 
     async def close(self) -> None:
         await self._connection.close()

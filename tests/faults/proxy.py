@@ -27,6 +27,7 @@ class Connection:
     to_server: asyncio.StreamWriter
     writes: bool = False  # whether the transaction that is under way writes
     is_cut: bool = False
+    is_silent: bool = False
 
     def cut(self) -> None:
         self.is_cut = True
@@ -51,6 +52,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._open: set[asyncio.Task[None]] = set()
+        self._connections: list[Connection] = []
         self.delay_seconds = 0.0
         self._pass = asyncio.Event()
 
@@ -82,6 +84,11 @@ class Proxy:
         """From now on deliver nothing, in either direction; or everything again."""
         self._loop.call_soon_threadsafe(self._pass.clear if yes else self._pass.set)
 
+    def silence(self) -> None:
+        """From now on deliver nothing on the connections that are open. New ones work."""
+        for connection in list(self._connections):
+            connection.is_silent = True
+
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
@@ -102,6 +109,7 @@ class Proxy:
             self._open.discard(task)
             return
         connection = Connection(to_client.get_extra_info("peername")[1], to_client, to_server)
+        self._connections.append(connection)
         pumps = [
             asyncio.create_task(self._requests(connection, from_client)),
             asyncio.create_task(self._answers(connection, from_server)),
@@ -123,6 +131,8 @@ class Proxy:
             while not connection.is_cut:
                 kind, body = await _message(reader)
                 await self._pass.wait()
+                if connection.is_silent:
+                    continue
                 if kind == b"B":
                     await self._at_request(connection, body.split(b"\0", 2)[1].decode())
                 connection.to_server.write(kind + struct.pack("!I", len(body) + 4) + body)
@@ -143,6 +153,8 @@ class Proxy:
             while not connection.is_cut:
                 kind, body = await _message(reader)
                 await self._pass.wait()
+                if connection.is_silent:
+                    continue
                 committed = kind == b"C" and body == b"COMMIT\0" and connection.writes
                 if committed:
                     await self._at(AFTER_COMMIT, connection)

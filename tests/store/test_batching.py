@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from uuid import UUID
 
 import pytest
@@ -448,3 +449,53 @@ def test_a_backend_that_is_still_flushing_fools_nobody(database, shop, cut_at_co
         assert answer.code is Code.TIMEOUT
     else:
         assert assigned(answer) == shop.assignment_ids()
+
+
+# ---------------------------------------------------------------- the slow lane
+
+
+def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
+    """However many they are, one of them at a time is tried."""
+    locked, briefly = shop.numbers(2)
+    waiters = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    counts = []
+
+    async def watch():
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while True:
+                counts.append(connection.execute(waiters).scalar())
+                await asyncio.sleep(0.002)
+
+    async def work(batcher):
+        def buy(number, timeout_seconds):
+            buying = outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
+            return asyncio.create_task(buying)
+
+        many = [buy(locked, 8) for _ in range(600)]
+        one = buy(briefly, 5)
+        await asyncio.sleep(1)  # all of them are in the slow lane
+        brief.close()
+        watching = asyncio.create_task(watch())
+        answer = await one
+        watching.cancel()
+        assert not any(each.done() for each in many)
+        long.close()
+        return answer, await asyncio.gather(*many)
+
+    long, brief = database.engine.connect(), database.engine.connect()
+    for lock, number in ((long, locked), (brief, briefly)):
+        lock.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
+    answer, answers = run(database.url, work, slow_lanes=3)
+    assert answer == "PLACED"
+    assert max(counts) <= 2  # one for each of the two numbers
+    assert Counter(answers)["PLACED"] == 1
+    assert set(answers) <= {"PLACED", Code.INSUFFICIENT_INVENTORY, Code.UNAVAILABLE}
+
+
+def test_organizations_take_turns_in_the_slow_lane():
+    waiting = queue(1, 1, 1, 2, 3)
+    taken = [waiting.take_without({"+10"}) for _ in range(4)]
+    assert [UUID(pending.order.organization_id).int for pending in taken] == [1, 2, 3, 1]
+    assert [pending.order.numbers for pending in taken] == [("+00",), ("+30",), ("+40",), ("+20",)]
+    assert waiting.take_without({"+10"}) is None
+    assert waiting.length == 1

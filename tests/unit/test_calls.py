@@ -1,0 +1,68 @@
+"""What every call goes through, around a method of the test's own."""
+
+import asyncio
+from types import SimpleNamespace
+from uuid import UUID
+
+import grpc
+import pytest
+
+from server.batching import Answer
+from server.config import Settings
+from server.keys import SCOPES
+from server.rpc import SERVICE, Calls
+from server.service import PhoneNumberService
+from server.store.queries import Principal
+
+
+class Authenticator:
+    """Knows every key, and remembers which were renewed."""
+
+    def __init__(self):
+        self.renewed = 0
+
+    async def authenticate(self, authorization):
+        return Principal(b"", str(UUID(int=1)), str(UUID(int=2)), frozenset(SCOPES))
+
+    def renew(self, principal, seen):
+        self.renewed += 1
+
+
+def call(behaviour, *, is_full=lambda method: False):
+    """Make one call of a method that does `behaviour`: its status, and how often a key was renewed."""
+
+    async def work():
+        authenticator = Authenticator()
+        server = grpc.aio.server()
+        calls = Calls(Settings(), authenticator, is_full)
+        server.add_generic_rpc_handlers([calls.handlers(SERVICE, SimpleNamespace(OrderNumbers=behaviour))])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            try:
+                await channel.unary_unary("/ordernumbers.v1.PhoneNumberService/OrderNumbers")(b"\x0a\x03+12")
+                return grpc.StatusCode.OK, authenticator.renewed
+            except grpc.aio.AioRpcError as error:
+                return error.code(), authenticator.renewed
+            finally:
+                await server.stop(None)
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("key_seen", [True, False])
+def test_only_a_call_that_read_its_key_prolongs_the_memory_of_it(key_seen):
+    async def answers(request, call):
+        return Answer(b"", key_seen=key_seen)
+
+    assert call(answers) == (grpc.StatusCode.OK, int(key_seen))
+
+
+def test_a_full_queue_refuses_its_method_and_no_other():
+    async def answers(request, call):
+        return Answer(b"")
+
+    full = PhoneNumberService(SimpleNamespace(is_full=True)).is_full
+    assert call(answers, is_full=full) == (grpc.StatusCode.UNAVAILABLE, 0)
+    assert not full("GetNumber")
+    assert not PhoneNumberService(SimpleNamespace(is_full=False)).is_full("OrderNumbers")
