@@ -27,7 +27,9 @@ class Mutant(NamedTuple):
 
 
 ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/ordering.py", "server/batching.py"
+PIPELINE = "server/store/pipeline.py"
 TRANSACTION = "tests/store/test_order_transaction.py"
+FAILOVER = "tests/store/test_failover.py"
 MUTANTS = (
     Mutant("no sorted locking", ORDERS, ".order_by(_n.number)", ".order_by(func.md5(_n.number))", TRANSACTION),
     Mutant("no sorted locking of organizations", ORDERS, ".order_by(_o.id)", ".order_by(func.random())", TRANSACTION),
@@ -97,7 +99,7 @@ MUTANTS = (
     Mutant(
         "503 for what may have been carried out",
         BATCHING,
-        "self.late = Code.TIMEOUT",
+        "self.stage = Stage.RUNNING",
         "pass",
         "tests/store/test_batching.py",
     ),
@@ -114,6 +116,71 @@ MUTANTS = (
         "or_(w.key.is_(None), not_(known))",
         "true()",
         "tests/store/test_batching.py",
+    ),
+    Mutant(
+        "sent after its caller was told",
+        BATCHING,
+        "[pending for pending in batch if pending.begin()]",
+        "[pending for pending in batch if pending.begin() or True]",
+        FAILOVER,
+    ),
+    Mutant(
+        "a caller that gives up ends the opening of the connection",
+        PIPELINE,
+        "await asyncio.shield(self._opening)",
+        "await self._opening",
+        FAILOVER,
+    ),
+    Mutant(
+        "a connection is kept after any error",
+        BATCHING,
+        "if isinstance(error, HARMLESS):",
+        "if not isinstance(error, OutcomeUnknown):",
+        FAILOVER,
+    ),
+    Mutant("a warning with the COMMIT is ignored", ORDERS, "if connection.was_warned:", "if False:", FAILOVER),
+    Mutant(
+        "commits left behind are not counted",
+        BATCHING,
+        "self._unsettled.add(connection.backend)",
+        "pass",
+        FAILOVER,
+    ),
+    Mutant(
+        "idle connections are not looked at",
+        BATCHING,
+        "if self._connection.is_open and not self._free.locked():",
+        "if False:",
+        FAILOVER,
+    ),
+    Mutant("the slow lane gives up at once", BATCHING, "AWAY_MAX = 2", "AWAY_MAX = 1", FAILOVER),
+    Mutant(
+        "the slow lane tries a number as often as it is wanted",
+        BATCHING,
+        "self._queue.take_without(self._numbers)",
+        "self._queue.take_without(set())",
+        "tests/store/test_batching.py",
+    ),
+    Mutant(
+        "synchronous_commit is left off",
+        PIPELINE,
+        "WHERE current_setting('synchronous_commit') = 'off'",
+        "WHERE current_setting('synchronous_commit') = 'never'",
+        FAILOVER,
+    ),
+    Mutant(
+        "a read-only server is no trouble",
+        BATCHING,
+        "await place(connection, [], _no_answer, limits)",
+        "pass",
+        FAILOVER,
+    ),
+    Mutant(
+        "keys are renewed by every call",
+        "server/rpc.py",
+        "if answer.key_seen:",
+        "if True:",
+        "tests/unit/test_calls.py",
     ),
 )
 

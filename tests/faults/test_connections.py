@@ -3,7 +3,10 @@ does not answer. Clients that send again find out what became of their orders.""
 
 import itertools
 import random
+import socket
 import time
+from collections import Counter
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -52,6 +55,49 @@ def test_connections_cut_at_commit_or_swallowed_or_slow(behind_proxy, proxy, eng
             else:
                 assert proxy.arm(kind, cut).wait(30), f"no order came to {kind}"
     load.verify()
+
+
+def test_orders_sent_once_are_answered_truly_though_the_first_host_is_silent(proxy, engine, open_path, times):
+    """Each lost connection costs two seconds at the silent host, longer than many callers wait."""
+    parts = urlsplit(proxy.url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{parts.port}"
+        settings = local_settings(
+            open_path / ".data",
+            database_url=f"postgresql://{parts.username}@{hosts}{parts.path}?{parts.query}",
+            connect_timeout_seconds=2,
+        )
+        with Up(settings, open_path, "--no-demo") as up:
+            up.until_ready()
+            with Workload(engine, settings.rest_port, numbers=40_000, deadlines=(0.3, 4.0)) as load:
+                for fault in range(times(6, 100)):
+                    load.until_sold_more(20)
+                    if fault % 3 == 0:
+                        with engine.begin() as connection:
+                            connection.execute(LOCK, {"numbers": load.next_numbers(40)})
+                            time.sleep(0.7)
+                    else:
+                        end_backends(engine)
+                load.until_sold_more(20)
+            load.verify()
+    heard = Counter(asked.heard[0].code for asked in load.asked_once)
+    assert heard["OK"]
+    assert heard["UNAVAILABLE"]
+
+
+LOCK = text("SELECT FROM phone_number WHERE number = ANY(:numbers) ORDER BY number FOR UPDATE")
+
+
+def end_backends(engine):
+    """Of the server, all at once."""
+    with engine.connect() as connection:
+        connection.execute(
+            text("""
+                SELECT pg_terminate_backend(pid)
+                FROM pg_stat_activity
+                WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+            """)
+        )
 
 
 @pytest.fixture

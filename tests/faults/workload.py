@@ -1,5 +1,8 @@
-"""Clients that send an order again until they know, as the README tells them to; what they heard; and whether that is
-what the database holds."""
+"""Clients of a service that is being broken, what they were answered, and whether that is what the database holds.
+
+Most send an order again, under its idempotency key, until they know, as the README says. The others send each order
+once, without a key and with deadlines of their own: the first answer must be true by itself.
+"""
 
 import asyncio
 import json
@@ -23,8 +26,10 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderN
 from server.store.check import violations
 from tests.callers import METHOD, ROUTE
 from tests.shop import Shop
+from tests.stack import wait_until
 
 CLIENTS = 12
+CLIENTS_WITHOUT_KEYS = 6
 CALL_SECONDS_MAX = 8.0
 THINK_SECONDS_MAX = 0.1
 SETTLE_SECONDS_MAX = 90
@@ -47,9 +52,10 @@ class Asked:
     """One order, and all that was heard of it."""
 
     shop: Shop
-    key: str
+    key: str | None
     numbers: list[str]
     heard: list[Heard] = field(default_factory=list)
+    seconds_max: float = CALL_SECONDS_MAX
 
     @property
     def answers(self) -> list[list[dict[str, Any]]]:
@@ -63,13 +69,27 @@ class Asked:
 
 
 class Workload:
-    """Clients of a running service, half over REST and half over gRPC, both through the edge, from enter to exit."""
+    """Clients of a running service, half over REST and half over gRPC, both through the edge, from enter to exit.
 
-    def __init__(self, engine: Engine, edge_port: int, *, numbers: int, organizations: int = 4) -> None:
+    `deadlines` are those of the orders without a key, in seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        edge_port: int,
+        *,
+        numbers: int,
+        organizations: int = 4,
+        deadlines: tuple[float, float] = (0.3, 10.0),
+    ) -> None:
         self.engine = engine
         self.asked: list[Asked] = []
+        self.asked_once: list[Asked] = []
+        self._deadlines = deadlines
         self._address = f"127.0.0.1:{edge_port}"
         self._shops = [Shop.open(engine) for _ in range(organizations)]
+        self._shops_without_keys = [Shop.open(engine) for _ in range(organizations)]
         self._numbers = self._shops[0].numbers(numbers)
         self._free = list(self._numbers)
         self._hot = self._shops[0].numbers(20)
@@ -115,7 +135,8 @@ class Workload:
         method = channel.unary_unary(METHOD)
         async with httpx.AsyncClient(base_url=f"http://{self._address}", timeout=CALL_SECONDS_MAX) as rest:
             calls = [lambda asked: _over_rest(rest, asked), lambda asked: _over_grpc(method, asked)]
-            await asyncio.gather(*(self._client(calls) for _ in range(CLIENTS)))
+            without_keys = [self._client_without_keys(calls) for _ in range(CLIENTS_WITHOUT_KEYS)]
+            await asyncio.gather(*(self._client(calls) for _ in range(CLIENTS)), *without_keys)
         await channel.close()
 
     async def _client(self, calls: list[Any]) -> None:
@@ -132,6 +153,20 @@ class Workload:
                 assert time.monotonic() < deadline, f"nobody says what became of {asked}"
                 await asyncio.sleep(chance.uniform(0.05, 0.2))
             await asyncio.sleep(chance.uniform(0, THINK_SECONDS_MAX))
+
+    async def _client_without_keys(self, calls: list[Any]) -> None:
+        chance = self._chance
+        while not self._enough.is_set():
+            numbers = [self._free.pop() for _ in range(chance.randint(1, 3))]
+            seconds_max = chance.uniform(*self._deadlines)
+            asked = Asked(chance.choice(self._shops_without_keys), None, numbers, seconds_max=seconds_max)
+            self.asked_once.append(asked)
+            asked.heard.append(await chance.choice(calls)(asked))
+            await asyncio.sleep(chance.uniform(0, THINK_SECONDS_MAX))
+
+    def next_numbers(self, count: int) -> list[str]:
+        """Numbers that will be ordered soon."""
+        return self._free[-count:]
 
     def _next_order(self) -> Asked:
         """Mostly of numbers that nobody else wants, sometimes of those that many do, sometimes the same once more."""
@@ -150,8 +185,10 @@ class Workload:
         """Every acknowledged order exists once with exactly that answer, every other one wholly or not at all; no
         number is sold twice; the money adds up; all invariants hold."""
         assert self.asked
+        wait_until(lambda: not self._transactions())
+        self._verify_orders_without_keys()
         kept = self._kept()
-        by_key: dict[tuple[UUID, str], list[Asked]] = {}
+        by_key: dict[tuple[UUID, str | None], list[Asked]] = {}
         for asked in self.asked:
             by_key.setdefault((asked.shop.id, asked.key), []).append(asked)
         assert kept.keys() <= by_key.keys(), "an order that nobody asked for"
@@ -164,6 +201,42 @@ class Workload:
                 assert claim not in kept, f"called not carried out, and it was: {times}"
         self._verify_rows(kept, by_key)
         assert violations(self.engine) == []
+
+    def _transactions(self) -> int:
+        """How many of the server's transactions are under way."""
+        query = text("""
+            SELECT count(*)
+            FROM pg_stat_activity
+            WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+        """)
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar_one()
+
+    def _verify_orders_without_keys(self) -> None:
+        """What was answered OK is there exactly so. What was refused is not there. The rest is whole or not there."""
+        query = text("""
+            SELECT organization_id, order_id, id, number
+            FROM assignment
+            WHERE organization_id = ANY(:ids)
+        """)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {"ids": [shop.id for shop in self._shops_without_keys]}).all()
+        owner = {row.number: (row.organization_id, row.order_id) for row in rows}
+        ids = {row.number: str(row.id) for row in rows}
+        assert len(owner) == len(rows), "sold twice"
+        for asked in self.asked_once:
+            orders = {owner.pop(number, None) for number in asked.numbers}
+            assert len(orders) == 1, f"half an order: {asked}"
+            (order,) = orders
+            assert order is None or order[0] == asked.shop.id
+            (heard,) = asked.heard
+            if heard.code == "OK":
+                assert [(row["number"], row["id"]) for row in heard.rows or ()] == [
+                    (n, ids.get(n)) for n in asked.numbers
+                ]
+            elif heard.code not in ("TIMEOUT", NOTHING_HEARD):
+                assert order is None, f"called not carried out, and it was: {asked}"
+        assert not owner, "an order that nobody asked for"
 
     def _kept(self) -> dict[tuple[UUID, str], "Kept"]:
         query = text(
@@ -207,10 +280,15 @@ def _rows(answer: bytes) -> list[dict[str, Any]]:
     return list(json.loads(MessageToJson(message, **options))["data"])
 
 
+def _headers(asked: Asked) -> tuple[tuple[str, str], ...]:
+    authorization = ("authorization", f"Bearer {asked.shop.key}")
+    return (authorization, ("idempotency-key", asked.key)) if asked.key else (authorization,)
+
+
 async def _over_rest(client: httpx.AsyncClient, asked: Asked) -> Heard:
-    headers = {"authorization": f"Bearer {asked.shop.key}", "idempotency-key": asked.key}
+    headers = dict(_headers(asked))
     try:
-        answer = await client.post(ROUTE, json={"numbers": asked.numbers}, headers=headers)
+        answer = await client.post(ROUTE, json={"numbers": asked.numbers}, headers=headers, timeout=asked.seconds_max)
         said = answer.json()
     except (httpx.TransportError, ValueError):
         return Heard(NOTHING_HEARD)
@@ -218,10 +296,11 @@ async def _over_rest(client: httpx.AsyncClient, asked: Asked) -> Heard:
 
 
 async def _over_grpc(method: Any, asked: Asked) -> Heard:
-    metadata = (("authorization", f"Bearer {asked.shop.key}"), ("idempotency-key", asked.key))
     try:
         raw = await method(
-            OrderNumbersRequest(numbers=asked.numbers).SerializeToString(), metadata=metadata, timeout=CALL_SECONDS_MAX
+            OrderNumbersRequest(numbers=asked.numbers).SerializeToString(),
+            metadata=_headers(asked),
+            timeout=asked.seconds_max,
         )
     except grpc.aio.AioRpcError as error:
         return Heard(_code(error))
