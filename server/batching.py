@@ -16,48 +16,30 @@ that another transaction keeps locked, an order whose outcome is unknown, every 
 import asyncio
 import logging
 import random
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-import psycopg
 from psycopg import errors
 
 from server.config import Settings
 from server.errors import Code, Refusal
+from server.order_connection import HELD_UP, IN_THE_WAY, OrderConnection, Unsettled
 from server.ordering import Busy, Decision, Id, Order, Placed, Replayed
-from server.store.orders import STATEMENTS, AnswerOf, InProgress, Limits, OutcomeUnknown, place, place_alone
-from server.store.pipeline import (
-    IDLE_CHECK_SECONDS_MAX,
-    RUNNING,
-    DatabaseAway,
-    PipelinedConnection,
-    ReconnectingConnection,
-)
+from server.pending import PendingOrder, Queue, Stage
+from server.store.orders import AnswerOf, InProgress, OutcomeUnknown, place, place_alone
+from server.store.pipeline import DatabaseAway
 
 log = logging.getLogger(__name__)
 
-# Another transaction was in the way. Ours left nothing behind and may be run again, whole.
-IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)
-# The same, but it may stay there for long.
-HELD_UP = (errors.LockNotAvailable, errors.QueryCanceled)
-# After these a connection is as good as before, once it is rolled back. After any other error it is closed.
-HARMLESS = (*IN_THE_WAY, *HELD_UP, InProgress, psycopg.IntegrityError)
 ATTEMPTS_MAX = 5
 AWAY_MAX = 2
 """The slow lane gives an order up when there was no database for it so many times."""
 SKIP_SECONDS = 1.0
 """After it met a locked row a lane skips such rows for so long, instead of waiting for them once a batch."""
-SETTLE_SECONDS = 0.5
-"""How long after `statement_timeout` we wait before closing the socket."""
 SLOW_LOCK_SECONDS_MIN = 0.025
 SLOW_PAUSE_SECONDS_MAX = 0.1
-CERTAIN_SECONDS = 0.05
-"""So long before its deadline an order is no longer sent: it could only time out."""
 CHECK_SECONDS_MAX = 3.0
 """How long the database may take to show that an order could be carried out."""
 
@@ -72,181 +54,6 @@ class Answer(NamedTuple):
     """Whether the call's transaction has read its key, and found it valid."""
 
 
-class Stage(Enum):
-    """How far an order is on its way."""
-
-    QUEUED = auto()
-    """Nothing of it is in the database."""
-    KEY_IN_USE = auto()
-    """The same, and another transaction is at work under its idempotency key."""
-    RUNNING = auto()
-    """A transaction with it is under way."""
-    UNCONFIRMED = auto()
-    """Its write was sent, and its outcome is unknown."""
-    TOLD = auto()
-    """Its caller has been answered. It must not be sent any more."""
-
-
-# What a caller is told when time is up. UNAVAILABLE means that the order certainly is not carried out.
-LATE = {
-    Stage.QUEUED: Code.UNAVAILABLE,
-    Stage.KEY_IN_USE: Code.IDEMPOTENCY_IN_PROGRESS,
-    Stage.RUNNING: Code.TIMEOUT,
-    Stage.UNCONFIRMED: Code.TIMEOUT,
-}
-
-
-@dataclass(slots=True, eq=False)
-class PendingOrder:
-    """An order on its way. Its caller is answered once. `on_end` is called when nothing is left to do for it."""
-
-    order: Order
-    deadline: float
-    answer: "asyncio.Future[Decision]"
-    on_end: Callable[[], None]
-    stage: Stage = Stage.QUEUED
-    sent: Placed | None = None
-    """What was sent to be written, while the order is UNCONFIRMED."""
-    tries: int = 0
-    """How often the slow lane has tried it."""
-    times_away: int = 0
-    """How often there was no database for it there."""
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether it would still be sent, now."""
-        left = self.deadline - asyncio.get_running_loop().time()
-        return self.stage is not Stage.TOLD and not self.answer.done() and left > CERTAIN_SECONDS
-
-    def begin(self) -> bool:
-        """Whether a transaction may send it. There must be no `await` between this and the sending."""
-        if not self.is_wanted:
-            return False
-        if self.stage is not Stage.UNCONFIRMED:
-            self.stage = Stage.RUNNING
-        return True
-
-    def undone(self, stage: Stage = Stage.QUEUED) -> None:
-        """The attempt has left nothing behind."""
-        if self.stage not in (Stage.TOLD, Stage.UNCONFIRMED):
-            self.stage = stage
-
-    def unconfirmed(self, sent: Placed) -> None:
-        """Nobody knows whether the attempt has written `sent`."""
-        self.sent = sent
-        if self.stage is not Stage.TOLD:
-            self.stage = Stage.UNCONFIRMED
-
-    def expire(self) -> None:
-        """Time is up."""
-        if self.stage is not Stage.TOLD:
-            self._tell(Refusal(LATE[self.stage]))
-
-    def end(self, decision: Decision | None = None) -> None:
-        """This is what became of it. None: time is up, or its caller has left."""
-        if decision is None:
-            self.expire()
-        else:
-            self._tell(decision)
-        self.on_end()
-
-    def _tell(self, decision: Decision) -> None:
-        if self.stage is Stage.TOLD:
-            return
-        self.stage = Stage.TOLD
-        if self.answer.done():  # the caller has left
-            return
-        if isinstance(decision, Refusal):
-            self.answer.set_exception(decision)
-        else:
-            self.answer.set_result(decision)
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Orders by organization, each organization in turn."""
-
-    by_organization: OrderedDict[Id, deque[PendingOrder]] = field(default_factory=OrderedDict)
-    length: int = 0
-
-    def put(self, pending: PendingOrder) -> None:
-        self.length += 1
-        self.by_organization.setdefault(pending.order.organization_id, deque()).append(pending)
-
-    def take(self, orders_max: int, numbers_max: int) -> list[PendingOrder]:
-        """The next batch, at least one order if any waits. Whoever was served goes to the end of the round."""
-        batch: list[PendingOrder] = []
-        numbers = 0
-        while self.by_organization and len(batch) < orders_max:
-            organization_id, pending = self.by_organization.popitem(last=False)
-            numbers += len(pending[0].order.numbers)
-            if batch and numbers > numbers_max:
-                self.by_organization[organization_id] = pending
-                self.by_organization.move_to_end(organization_id, last=False)
-                break
-            batch.append(pending.popleft())
-            if pending:
-                self.by_organization[organization_id] = pending
-        self.length -= len(batch)
-        return batch
-
-    def take_without(self, numbers: set[str]) -> PendingOrder | None:
-        """The next order that has none of these numbers."""
-        for organization_id, pending in self.by_organization.items():
-            for found in pending:
-                if numbers.isdisjoint(found.order.numbers):
-                    pending.remove(found)
-                    self.length -= 1
-                    if pending:
-                        self.by_organization.move_to_end(organization_id)
-                    else:
-                        del self.by_organization[organization_id]
-                    return found
-        return None
-
-    def take_unwanted(self) -> list[PendingOrder]:
-        """Those that nobody waits for any more."""
-        unwanted = []
-        for organization_id, pending in list(self.by_organization.items()):
-            unwanted += [each for each in pending if not each.is_wanted]
-            wanted = deque(each for each in pending if each.is_wanted)
-            if wanted:
-                self.by_organization[organization_id] = wanted
-            else:
-                del self.by_organization[organization_id]
-        self.length -= len(unwanted)
-        return unwanted
-
-
-class _Unsettled:
-    """Server processes that were left behind with a COMMIT, and may still be at it, holding its locks.
-
-    A COMMIT that waits for a standby does not end with its connection.
-    """
-
-    def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
-        self._backends: set[str] = set()
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._backends) >= self._count_max
-
-    def add(self, backend: str) -> None:
-        self._backends.add(backend)
-
-    async def look(self, connection: PipelinedConnection) -> None:
-        """Forget those that have ended. Raises psycopg.Error, DatabaseAway."""
-        if self._backends:
-            asked = set(self._backends)
-            (running,) = await connection.run(RUNNING(backends=_array(asked)))
-            self._backends -= asked - {backend for (backend,) in running.rows}
-
-
-def _array(texts: set[str]) -> str:
-    return "{" + ",".join(f'"{text}"' for text in texts) + "}"
-
-
 class Batcher:
     """The orders of one worker process, on `settings.lanes` connections and as many slow ones as the settings say."""
 
@@ -254,10 +61,10 @@ class Batcher:
         self._count = 0
         self._orders_max = settings.queue_orders_max
         self._answer_of = answer_of
-        self._unsettled = _Unsettled(settings.unsettled_commits_max)
+        self._unsettled = Unsettled(settings.unsettled_commits_max)
 
-        def connection() -> _Connection:
-            return _Connection(settings, database_url, self._unsettled)
+        def connection() -> OrderConnection:
+            return OrderConnection(settings, database_url, self._unsettled)
 
         self._check = connection()
         self._slow = _SlowLane(settings, answer_of, [connection() for _ in range(settings.slow_lanes)])
@@ -339,95 +146,13 @@ class Batcher:
             expiry.cancel()
 
 
-class _Connection:
-    """One connection for orders. One at a time uses it."""
-
-    def __init__(self, settings: Settings, database_url: str, unsettled: _Unsettled) -> None:
-        self._settings = settings
-        self._connection = ReconnectingConnection(database_url, settings, (*STATEMENTS, RUNNING))
-        self._unsettled = unsettled
-        self._free = asyncio.Lock()
-
-    @asynccontextmanager
-    async def attempt(
-        self, batch: Sequence[PendingOrder], lock_seconds: float
-    ) -> AsyncIterator[tuple[PipelinedConnection, Sequence[PendingOrder], Limits]]:
-        """One transaction for those orders of a batch that are still wanted when the connection is open.
-
-        It is over before their last deadline. After a failure nothing is left of it, unless it is OutcomeUnknown.
-        Raises psycopg.Error, DatabaseAway.
-        """
-        async with self._free:
-            connection = await self._connection.get()  # may take seconds
-            running = [pending for pending in batch if pending.begin()]
-            limits = self._limits(running, lock_seconds)
-            try:
-                async with connection.at_most(limits.statement_seconds + SETTLE_SECONDS):
-                    yield connection, running, limits
-            except BaseException as error:
-                if isinstance(error, OutcomeUnknown):
-                    self._note_unknown(connection, running, error)
-                for pending in running:
-                    pending.undone()
-                await self._recover(connection, error)
-                raise
-
-    async def check(self, seconds_max: float) -> None:
-        """An order's transaction without an order. Raises psycopg.Error, DatabaseAway."""
-        try:
-            async with asyncio.timeout(seconds_max), self.attempt([], 0) as (connection, _, limits):
-                await place(connection, [], _no_answer, limits)
-                await self._unsettled.look(connection)
-        except TimeoutError:
-            raise DatabaseAway(f"it does not answer within {seconds_max:g} s") from None
-
-    async def check_if_idle(self) -> None:
-        """Close the connection if it is open, not in use, and lost."""
-        if self._connection.is_open and not self._free.locked():
-            with suppress(psycopg.Error, DatabaseAway):
-                await self.check(IDLE_CHECK_SECONDS_MAX)
-
-    async def close(self) -> None:
-        await self._connection.close()
-
-    def _limits(self, running: Sequence[PendingOrder], lock_seconds: float) -> Limits:
-        seconds = self._settings.transaction_seconds_max
-        if running:
-            last = max(pending.deadline for pending in running)
-            seconds = max(0.0, min(seconds, last - asyncio.get_running_loop().time() - CERTAIN_SECONDS))
-        return Limits(min(lock_seconds, seconds), seconds)
-
-    def _note_unknown(
-        self, connection: PipelinedConnection, running: Sequence[PendingOrder], error: OutcomeUnknown
-    ) -> None:
-        log.warning("the outcome of %d orders is unknown: %r", len(error.placed), error.__cause__)
-        self._unsettled.add(connection.backend)
-        sent = {placed.order.id: placed for placed in error.placed}
-        for pending in running:
-            if placed := sent.get(pending.order.id):
-                pending.unconfirmed(placed)
-
-    async def _recover(self, connection: PipelinedConnection, error: BaseException) -> None:
-        """Roll back, or do without this connection from now on."""
-        if isinstance(error, HARMLESS):
-            with suppress(psycopg.Error, DatabaseAway):
-                async with connection.at_most(self._settings.connect_timeout_seconds):
-                    await connection.rollback()
-                return
-        await connection.close()
-
-
-def _no_answer(placed: Placed) -> bytes:
-    raise AssertionError(placed)
-
-
 class _Lane:
-    def __init__(self, settings: Settings, answer_of: AnswerOf, slow: "_SlowLane", connection: _Connection) -> None:
+    def __init__(self, settings: Settings, answer_of: AnswerOf, slow: "_SlowLane", connection: OrderConnection) -> None:
         self.connection = connection
         self._settings = settings
         self._answer_of = answer_of
         self._slow = slow
-        self._queue = _Queue()
+        self._queue = Queue()
         self._wanted = 1
         self._enough = asyncio.Event()
         self._closing = False
@@ -530,11 +255,11 @@ class _SlowLane:
     connection, for as many orders as there are for it.
     """
 
-    def __init__(self, settings: Settings, answer_of: AnswerOf, connections: Sequence[_Connection]) -> None:
+    def __init__(self, settings: Settings, answer_of: AnswerOf, connections: Sequence[OrderConnection]) -> None:
         self.connections = connections
         self._lock_seconds_max = settings.lock_timeout_ms / 1000
         self._answer_of = answer_of
-        self._queue = _Queue()
+        self._queue = Queue()
         self._pausing = 0
         self._numbers: set[str] = set()  # of the orders that are tried just now
         self._closing = False
@@ -552,7 +277,7 @@ class _SlowLane:
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(connection.close() for connection in self.connections))
 
-    async def _run(self, connection: _Connection) -> None:
+    async def _run(self, connection: OrderConnection) -> None:
         while pending := await self._next():
             self._numbers.update(pending.order.numbers)
             decision = await self._decision(connection, pending)
@@ -581,7 +306,7 @@ class _SlowLane:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _decision(self, connection: _Connection, pending: PendingOrder) -> Decision:
+    async def _decision(self, connection: OrderConnection, pending: PendingOrder) -> Decision:
         """What becomes of an order, Busy if it is to be tried again."""
         lock_seconds = min(SLOW_LOCK_SECONDS_MIN * 2**pending.tries, self._lock_seconds_max)
         pending.tries += 1

@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
 
 
 ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/ordering.py", "server/batching.py"
-PIPELINE = "server/store/pipeline.py"
+PIPELINE, CONNECTION = "server/store/pipeline.py", "server/order_connection.py"
 TRANSACTION = "tests/store/test_order_transaction.py"
 FAILOVER = "tests/store/test_failover.py"
 MUTANTS = (
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     Mutant(
         "503 for what may have been carried out",
-        BATCHING,
+        "server/pending.py",
         "self.stage = Stage.RUNNING",
         "pass",
         "tests/store/test_batching.py",
@@ -119,7 +119,7 @@ MUTANTS = (
     ),
     Mutant(
         "sent after its caller was told",
-        BATCHING,
+        CONNECTION,
         "[pending for pending in batch if pending.begin()]",
         "[pending for pending in batch if pending.begin() or True]",
         FAILOVER,
@@ -133,7 +133,7 @@ MUTANTS = (
     ),
     Mutant(
         "a connection is kept after any error",
-        BATCHING,
+        CONNECTION,
         "if isinstance(error, HARMLESS):",
         "if not isinstance(error, OutcomeUnknown):",
         FAILOVER,
@@ -141,14 +141,14 @@ MUTANTS = (
     Mutant("a warning with the COMMIT is ignored", ORDERS, "if connection.was_warned:", "if False:", FAILOVER),
     Mutant(
         "commits left behind are not counted",
-        BATCHING,
+        CONNECTION,
         "self._unsettled.add(connection.backend)",
         "pass",
         FAILOVER,
     ),
     Mutant(
         "idle connections are not looked at",
-        BATCHING,
+        CONNECTION,
         "if self._connection.is_open and not self._free.locked():",
         "if False:",
         FAILOVER,
@@ -170,7 +170,7 @@ MUTANTS = (
     ),
     Mutant(
         "a read-only server is no trouble",
-        BATCHING,
+        CONNECTION,
         "await place(connection, [], _no_answer, limits)",
         "pass",
         FAILOVER,

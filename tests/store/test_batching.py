@@ -11,10 +11,11 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
-from server.batching import Batcher, PendingOrder, _Queue
+from server.batching import Batcher
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.ordering import Idempotency, Order, Placed
+from server.pending import PendingOrder, Queue
 from server.service import answer_of
 from server.store import orders
 from server.store.orders import OutcomeUnknown
@@ -53,7 +54,7 @@ async def outcome(batcher, order, timeout_seconds=10.0):
 
 
 def queue(*organizations, numbers=1):
-    waiting = _Queue()
+    waiting = Queue()
     for i, organization in enumerate(organizations):
         numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
         waiting.put(PendingOrder(order(UUID(int=organization), *numbers_of_it), 0.0, None, None))

@@ -17,7 +17,18 @@ from server.rpc import SERVICE
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server"
 # A module may import those after it in this list, and the leaves.
-ORDER = ["cli", "local", "process", "rpc", "service", "batching", "store.orders", "ordering"]
+ORDER = [
+    "cli",
+    "local",
+    "process",
+    "rpc",
+    "service",
+    "batching",
+    "order_connection",
+    "pending",
+    "store.orders",
+    "ordering",
+]
 LEAVES = {"config", "errors", "keys", "money"}
 
 
