@@ -48,7 +48,7 @@ class Authenticator:
         self._looking_up: asyncio.Task[None] | None = None
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
-        """The caller. Raises UNAUTHORIZED, one answer for every fault; psycopg.Error, DatabaseAway if not known."""
+        """The caller. Raises UNAUTHORIZED, one answer for every fault; DatabaseAway if not known."""
         digest = keys.digest(bearer_key(authorization))
         known = self._known.get(digest)
         if known and known[0] > time.monotonic():

@@ -308,7 +308,7 @@ class _SlowLane:
 
     async def _decision(self, connection: OrderConnection, pending: PendingOrder) -> Decision:
         """What becomes of an order, Busy if it is to be tried again."""
-        lock_seconds = min(SLOW_LOCK_SECONDS_MIN * 2**pending.tries, self._lock_seconds_max)
+        lock_seconds = min(SLOW_LOCK_SECONDS_MIN * 2 ** min(pending.tries, 10), self._lock_seconds_max)
         pending.tries += 1
         try:
             async with connection.attempt([pending], lock_seconds) as (open_, running, limits):

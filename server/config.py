@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """How long a transaction waits for as many orders as the last one had; a lone order never waits."""
     queue_orders_max: Count = 2000
     """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
-    unsettled_commits_max: Count = 4
+    unsettled_commits_max: Count = 8
     """COMMITs without an answer that one worker leaves behind; beyond, UNAVAILABLE until they have ended."""
     idempotency_hours: Annotated[float, Field(ge=1, le=8760)] = 24.0
     """How long the answer to an order is kept under its idempotency key, at least."""

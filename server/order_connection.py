@@ -100,6 +100,8 @@ class OrderConnection:
             async with asyncio.timeout(seconds_max), self.attempt([], 0) as (connection, _, limits):
                 await place(connection, [], _no_answer, limits)
                 await self._unsettled.look(connection)
+        except OutcomeUnknown as error:
+            raise DatabaseAway(f"COMMIT failed: {error.__cause__!r}") from None
         except TimeoutError:
             raise DatabaseAway(f"it does not answer within {seconds_max:g} s") from None
 

@@ -133,6 +133,8 @@ class Server:
                 forgotten = await purge(self._database_url, self._settings)
             except (psycopg.Error, DatabaseAway) as error:
                 log.warning("old idempotency keys could not be purged: %s", error)
+            except Exception:  # it is tried again
+                log.exception("old idempotency keys could not be purged")
             else:
                 if forgotten:
                     log.info("%d old idempotency keys were purged", forgotten)
@@ -145,6 +147,9 @@ class Server:
             serving = True
         except (psycopg.Error, DatabaseAway) as error:
             log.warning("no order could be carried out: %s", error)
+            serving = False
+        except Exception:  # the next look may find it better
+            log.exception("it is not known whether an order could be carried out")
             serving = False
         if not self._draining:
             await self._say(serving)

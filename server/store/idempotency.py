@@ -45,7 +45,8 @@ async def purge(database_url: str, settings: Settings) -> int:
     connection = await connect(database_url, settings, (NO_STANDBY, PURGE))
     forgotten = 0
     try:
-        await connection.run(NO_STANDBY())
+        async with connection.at_most(settings.transaction_seconds_max):
+            await connection.run(NO_STANDBY())
         while True:
             async with connection.at_most(settings.transaction_seconds_max):
                 (result,) = await connection.run(PURGE(kept=kept))

@@ -6,7 +6,6 @@ rows are locked in one order everywhere (claims of idempotency keys, numbers, or
 confirmed is returned.
 """
 
-import asyncio
 import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -60,12 +59,17 @@ _n, _o, _k, _c, _b, _i = phone_number.c, organization.c, api_key.c, campaign.c, 
 
 BEGIN = Statement("begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
 COMMIT = Statement("commit", "COMMIT")
+# The database may have synchronous_commit off, from one moment to the next: a crash would lose an acknowledged order.
 LIMIT = Statement(
     "limit",
-    select(
-        func.set_config(literal_column("'lock_timeout'"), bindparam("lock", type_=Text), true()),
-        func.set_config(literal_column("'statement_timeout'"), bindparam("statement", type_=Text), true()),
-    ),
+    """
+    SELECT
+      set_config('lock_timeout', $1, true),
+      set_config('statement_timeout', $2, true),
+      set_config('synchronous_commit', CASE durable WHEN 'off' THEN 'on' ELSE durable END, true)
+    FROM current_setting('synchronous_commit') AS durable
+    """,
+    ("lock", "statement"),
 )
 
 # ---------------------------------------------------------------- reading, under locks
@@ -450,18 +454,23 @@ async def _finish(
         calls.append(REMEMBER(answers=json.dumps([_answer_as_json(p.order, p.at, answer_of(p)) for p in keyed])))
     try:
         *_, commit = await connection.run(*calls, COMMIT())
-    except (Error, DatabaseAway, asyncio.CancelledError) as error:
-        if isinstance(error, DatabaseAway):
-            answered = error.answered
-        else:
-            answered = isinstance(error, Error) and error.sqlstate is not None
-        if placed and not answered:
-            raise OutcomeUnknown(placed) from error
-        raise
-    if commit.tag != "COMMIT":  # an aborted transaction answers ROLLBACK, and no error
-        raise InternalError(f"COMMIT was answered with {commit.tag}")
-    if connection.was_warned:  # the wait for the standby was cancelled: the primary has it, perhaps no one else
+    except BaseException as error:
+        if _is_certain(error):
+            raise
+        # Also without a write: row locks are in the log too, so this COMMIT may wait for a standby and keep its locks.
+        raise OutcomeUnknown(placed) from error
+    if commit.tag == "ROLLBACK":  # that is how an aborted transaction answers, without an error
+        raise InternalError("COMMIT was answered with ROLLBACK")
+    # A warning: the wait for the standby was cancelled. The primary has the transaction, perhaps no other server.
+    if commit.tag != "COMMIT" or connection.was_warned:
         raise OutcomeUnknown(placed)
+
+
+def _is_certain(error: BaseException) -> bool:
+    """Whether the server itself has refused a statement, and so rolls the transaction back."""
+    if isinstance(error, DatabaseAway):
+        return error.answered
+    return isinstance(error, Error) and error.sqlstate is not None
 
 
 def _array(texts: Iterable[str]) -> str:

@@ -47,18 +47,19 @@ class Statement:
 
 
 ROLLBACK = Statement("rollback", "ROLLBACK")
-# A database may have it off: an acknowledged order would be lost in a crash. Any other value is the operator's choice.
-_DURABLE = b"""
-    SELECT set_config('synchronous_commit', 'on', false)
-    WHERE current_setting('synchronous_commit') = 'off'
-"""
 _BACKEND = b"SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 RUNNING = Statement(
     "running",
-    "SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid || ' ' || backend_start = ANY ($1::text[])",
+    """
+    SELECT pid || ' ' || backend_start
+    FROM pg_stat_activity
+    WHERE pid || ' ' || backend_start = ANY ($1::text[])
+      AND state IS DISTINCT FROM 'idle'
+    """,
     ("backends",),
 )
-"""Which of the given server processes (see `PipelinedConnection.backend`) still run."""
+"""Which of the given server processes (see `PipelinedConnection.backend`) still run a transaction. One that is idle has
+ended it, and only does not know yet that we are gone."""
 
 
 class Call(NamedTuple):
@@ -90,20 +91,19 @@ class DatabaseAway(Exception):
 # What a server answers that runs and cannot serve this session. The next connection may reach another one.
 _AWAY = (
     errors.ReadOnlySqlTransaction,  # 25006: a standby, or a primary that was demoted
-    errors.IdleInTransactionSessionTimeout,  # 25P03: this process stood still
     errors.InvalidSqlStatementName,  # 26000: a pooler has given us another session, without our statements
     errors.DuplicatePreparedStatement,  # 42P05: the same
     errors.FeatureNotSupported,  # 0A000: "cached plan must not change result type", after a migration
 )
 _SHORT_OF = "53"  # connections, memory, disk
-_ENDED = ("08", "57P")  # the session ends: perhaps while it commits, so nothing is known of that
+_UNKNOWN = ("08", "57P", "40003")  # the session ends, perhaps while it commits: nothing is known of that
 
 
 def _away(error: psycopg.Error) -> DatabaseAway | None:
     state = error.sqlstate
     if state is None:
         return None if isinstance(error, psycopg.InternalError) else DatabaseAway(error)
-    if state.startswith(_ENDED):
+    if state.startswith(_UNKNOWN):
         return DatabaseAway(error)
     return DatabaseAway(error, answered=True) if isinstance(error, _AWAY) or state.startswith(_SHORT_OF) else None
 
@@ -226,25 +226,22 @@ class PipelinedConnection:
         self._pgconn.enter_pipeline_mode()
         for name, value in session.items():
             self._pgconn.send_query_params(b"SELECT set_config($1, $2, false)", [name.encode(), value.encode()])
-        self._pgconn.send_query_params(_DURABLE, [])
         self._pgconn.send_query_params(_BACKEND, [])
         for statement in statements:
             self._pgconn.send_prepare(statement.name, statement.sql)
-        results = await self._results(len(session) + 2 + len(statements))
-        self.backend = str(self._read(results[len(session) + 1]).rows[0][0])
+        results = await self._results(len(session) + 1 + len(statements))
+        self.backend = str(self._read(results[len(session)]).rows[0][0])
 
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
         """What is done here ends in time, in DatabaseAway if need be: a frozen server answers nothing, not even a
         cancellation, so giving up means closing the socket."""
-        cutting = asyncio.get_running_loop().call_later(seconds, self.cut)
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
+            self.cut()
             raise DatabaseAway(f"no answer within {seconds:.1f} s") from None
-        finally:
-            cutting.cancel()
 
     @property
     def is_broken(self) -> bool:
@@ -306,6 +303,8 @@ class PipelinedConnection:
         while True:
             result = await self._next_result()
             if result is None:  # the end of one statement's results
+                if self.is_broken:  # libpq has read what it does not understand: no more will come
+                    raise psycopg.OperationalError("the connection is lost")
                 continue
             if result.status == _SYNC:
                 break

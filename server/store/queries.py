@@ -44,7 +44,7 @@ class Principal(NamedTuple):
 class Reader:
     """One connection for reads. A question may take `seconds_max`, waiting for its turn included.
 
-    Raises psycopg.Error, or DatabaseAway.
+    Raises DatabaseAway.
     """
 
     def __init__(self, url: str, settings: Settings, seconds_max: float) -> None:
@@ -82,6 +82,8 @@ class Reader:
                 return await self._try(call)
         except TimeoutError:
             raise DatabaseAway(f"no answer within {self._seconds_max:g} s") from None
+        except Error as error:
+            raise DatabaseAway(error, answered=True) from None
 
     async def _try(self, call: Call) -> Result:
         connection: PipelinedConnection = await self._connection.get()

@@ -41,8 +41,10 @@ Action = Callable[[Connection], Awaitable[None]]
 class Proxy:
     """Listens on a port of its own while entered. What it does to the next transaction is `arm`ed."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is the database's, over a Unix socket."""
+    def __init__(self, url: str, *, keeps_servers: bool = False) -> None:
+        """`url` is the database's, over a Unix socket. With `keeps_servers` the database never learns that a client has
+        gone, as behind a network that drops everything."""
+        self._keeps_servers = keeps_servers
         parts = urlsplit(url)
         query = parse_qs(parts.query)
         self._socket = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
@@ -97,6 +99,8 @@ class Proxy:
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+        for connection in self._connections:
+            connection.to_server.transport.abort()
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -120,8 +124,9 @@ class Proxy:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            for writer in (to_client, to_server):
-                writer.close()
+            to_client.close()
+            if not (self._keeps_servers and connection.is_silent):
+                to_server.close()
             self._open.discard(task)
 
     async def _requests(self, connection: Connection, reader: asyncio.StreamReader) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
+from server import batching
 from server.batching import Batcher
 from server.config import Settings
 from server.errors import Code, Refusal
@@ -453,6 +454,23 @@ def test_a_backend_that_is_still_flushing_fools_nobody(database, shop, cut_at_co
 
 
 # ---------------------------------------------------------------- the slow lane
+
+
+def test_an_order_that_is_tried_very_often_does_no_harm(database, shop, monkeypatch):
+    (number,) = shop.numbers(1)
+    monkeypatch.setattr(batching, "SLOW_PAUSE_SECONDS_MAX", 0)
+
+    async def work(batcher):
+        pending = asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 30))
+        await asyncio.to_thread(wait_until, lambda: tries and tries[0].tries > 1100)
+        lock.close()
+        return await pending
+
+    tries, put = [], batching._SlowLane.put
+    monkeypatch.setattr(batching._SlowLane, "put", lambda lane, pending: (tries.append(pending), put(lane, pending)))
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM phone_number FOR UPDATE"))
+    assert run(database.url, work, lock_timeout_ms=1) == "PLACED"
 
 
 def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):

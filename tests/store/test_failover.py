@@ -14,11 +14,12 @@ from server.config import Settings
 from server.errors import Code
 from server.local import postgres
 from server.local.postgres import EmbeddedPostgres
-from server.store import migrations
+from server.store import migrations, orders
 from server.store.engine import admin_engine
-from server.store.pipeline import DatabaseAway, connect
+from server.store.orders import Limits
+from server.store.pipeline import DatabaseAway, PipelinedConnection, connect
 from server.store.queries import Reader
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, Proxy
 from tests.shop import Shop
 from tests.stack import wait_until
 from tests.store.test_batching import assigned, order, outcome, run
@@ -214,19 +215,61 @@ def _end(database, connection):
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.backend_pid])
 
 
+@pytest.mark.parametrize("garbage", [b"T\xff\xff\xff\xff", b"C\0\0\0\2"])
+def test_bytes_that_are_no_protocol_end_the_connection_and_nothing_else(database, shop, garbage):
+    first, second = shop.numbers(2)
+
+    async def work(batcher):
+        answers = [await buy(batcher, shop, first)]
+
+        async def send_garbage(connection):
+            connection.to_client.write(garbage)
+
+        proxy.arm(BEFORE_BEGIN, send_garbage)
+        return [*answers, await buy(batcher, shop, second)]
+
+    with Proxy(database.url) as proxy:
+        assert run(proxy.url, work) == ["PLACED", "PLACED"]
+
+
+def test_whatever_fails_after_the_write_was_sent_its_outcome_is_looked_up(database, shop, monkeypatch):
+    (number,) = shop.numbers(1)
+    io, left = PipelinedConnection._io, [1]
+
+    async def fail_once(connection, **options):
+        if left[0] and writing:
+            left[0] = 0
+            raise OSError("no file descriptor is left")
+        await io(connection, **options)
+
+    finish, writing = orders._finish, []
+
+    async def finish_and_fail(*args):
+        writing.append(True)
+        await finish(*args)
+
+    monkeypatch.setattr(orders, "_finish", finish_and_fail)
+    monkeypatch.setattr(PipelinedConnection, "_io", fail_once)
+    assert run(database.url, lambda batcher: buy(batcher, shop, number)) == "PLACED"
+    assert left == [0]
+
+
 # ---------------------------------------------------------------- durability
 
 
-def test_a_session_waits_for_the_disk_whatever_the_database_has_as_its_default(database):
+@pytest.mark.parametrize(("default", "asked"), [("off", "on"), ("on", "on"), ("local", "local")])
+def test_a_transaction_waits_for_the_disk_though_the_database_turns_that_off_meanwhile(database, default, asked):
     async def read():
-        connection = await connect(database.url, Settings(), ())
+        connection = await connect(database.url, Settings(), orders.STATEMENTS)
         try:
+            await connection._connection.execute(f"SET synchronous_commit = {default}")
+            await connection.run(orders.BEGIN(), Limits(1, 1).call())
             (row,) = await (await connection._connection.execute("SHOW synchronous_commit")).fetchall()
             return row[0]
         finally:
             await connection.close()
 
-    assert asyncio.run(read()) == "on"
+    assert asyncio.run(read()) == asked
 
 
 @pytest.fixture
@@ -280,15 +323,17 @@ def test_a_cancelled_wait_for_a_standby_is_not_acknowledged(replicating, comes_b
         assert answer.code is Code.TIMEOUT
 
 
-def test_commits_that_are_left_behind_are_bounded(replicating):
-    """Each keeps its locks. Orders are refused until they have ended, and then taken again."""
+@pytest.mark.parametrize("are_sold", [True, False])
+def test_commits_that_are_left_behind_are_bounded(replicating, are_sold):
+    """Each keeps its locks, a refused order's too. Orders are refused until they have ended, and then taken again."""
     url, engine, shop = replicating
     shops = [Shop.open(engine) for _ in range(8)]
     numbers = shop.numbers(9)
+    wanted = numbers if are_sold else ["+999"] * 8
     set_standby(engine, "nobody")
 
     async def work(batcher):
-        answers = [await buy(batcher, one, number, 0.7) for one, number in zip(shops, numbers, strict=False)]
+        answers = [await buy(batcher, one, number, 0.7) for one, number in zip(shops, wanted, strict=False)]
         left = waiting_for_a_standby(engine)
         with pytest.raises(DatabaseAway, match="wait for their COMMIT"):
             await batcher.check()
@@ -303,3 +348,21 @@ def test_commits_that_are_left_behind_are_bounded(replicating):
     assert set(answers) == {Code.TIMEOUT, Code.UNAVAILABLE}
     assert len(left) <= 4  # the lane's and the slow lane's may come in together
     assert after == "PLACED"
+
+
+def test_a_backend_that_only_does_not_know_that_we_are_gone_is_not_counted(database, shop):
+    """It has ended its COMMIT, whose answer was lost with the network."""
+    numbers = shop.numbers(2)
+
+    async def go_silent(connection):
+        connection.is_silent = True
+
+    async def work(batcher):
+        proxy.arm(AFTER_COMMIT, go_silent)
+        answer = await buy(batcher, shop, numbers[0], 2)
+        await batcher.check()
+        return answer, await buy(batcher, shop, numbers[1])
+
+    with Proxy(database.url, keeps_servers=True) as proxy:
+        answers = run(proxy.url, work, unsettled_commits_max=1, transaction_seconds_max=0.5)
+        assert answers == ("PLACED", "PLACED")
