@@ -20,6 +20,15 @@ _BARE_KEY = re.compile(r'(?!")[!-~]{1,255}', re.ASCII)
 _QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\]){1,255})"', re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
+# Last labels of names that the public DNS does not hold: what they mean is up to the network of whoever looks them up.
+# example.com, .net and .org are special-use names too, but resolve as any other: documents and tests order with them.
+_NOT_PUBLIC_TLDS = {
+    *("alt", "example", "invalid", "local", "localhost", "onion", "test"),  # RFC 6761, 6762, 7686, 9476
+    "arpa",  # RFC 3172: for infrastructure. home.arpa (RFC 8375), resolver.arpa (RFC 9462), the reverse zones
+    "internal",  # ICANN, 2024: for private use
+    *("corp", "home", "intranet", "lan", "mail", "private"),  # RFC 6762, appendix G; ICANN, 2018: never delegated
+    *("consul", "default", "localdomain", "svc"),  # in use inside by default: Consul, Kubernetes, Linux
+}
 _PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
 # What `is_global` lets through, in some Python or in all: addresses that a cloud or a protocol has taken, multicast,
 # documentation, and IPv6 that leads to an IPv4 address of the sender's choice (NAT64, Teredo, 6to4).
@@ -88,8 +97,10 @@ def _path(violation: protovalidate.Violation) -> str:
 
 
 def is_public(url: str) -> bool:
-    """Whether the host of an https:// URL is one that the whole internet can reach by that name: a DNS name that no
-    resolver takes for an address (RFC 3986, WHATWG), or a global IP address written canonically."""
+    """Whether the host of an https:// URL is one that the whole internet can reach by that name: a DNS name of two
+    labels or more that no resolver takes for an address (RFC 3986, WHATWG), none of the special-use names (RFC 6761),
+    or a global IP address written canonically. A public name may still lead to a private address: whoever calls the
+    URL must look at the address."""
     try:
         parts = urlsplit(url)
         return _is_port(parts) and _is_public_host(_host(parts))
@@ -113,7 +124,8 @@ def _is_public_host(host: str) -> bool:
     labels = name.split(".")
     last = labels[-1].lower()
     if not _NUMERIC_LABEL.fullmatch(last):
-        return last != "localhost" and len(name) <= 253 and all(map(_LABEL.fullmatch, labels))
+        well_formed = len(labels) > 1 and len(name) <= 253 and all(map(_LABEL.fullmatch, labels))
+        return well_formed and last not in _NOT_PUBLIC_TLDS
     return _is_public_ipv4(host)
 
 

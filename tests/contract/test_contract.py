@@ -223,7 +223,7 @@ def test_an_answer_about_a_hundred_numbers_arrives_200_times_of_200(grpc_edge_ca
             assert answer.body["error"]["details"] == {f"numbers[{i}]": "must be E.164" for i in range(100)}
 
 
-@pytest.mark.parametrize("label", ["é", "\u2028", "🙂", '"\\/', "a\u0301", "\ufeff", "\U0010ffff", "ünïcödé " * 20])
+@pytest.mark.parametrize("label", ["é", "a\u2028", "🙂", '"\\/', "a\u0301", "\ufeffa", "\U0010ffff", "ünïcödé " * 20])
 def test_labels_survive_however_json_escapes_them(rest, shop, label):
     for text in (json.dumps(label), json.dumps(label, ensure_ascii=False)):
         number = shop.numbers(1)

@@ -41,7 +41,9 @@ class OrderNumbersRequest(_message.Message):
     linked to a brand whose identity status is VERIFIED or VETTED_VERIFIED.
     """
     label: _builtins.str
-    """A name for these numbers of the caller's own choice: 1 to 255 characters, no control characters."""
+    """A name for these numbers of the caller's own choice: 1 to 255 characters, no control characters, one of them
+    visible. Spaces, format characters (bidi controls, zero widths), marks, fillers and blanks are not.
+    """
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 100 E.164 numbers, none twice: "+14155550123"."""
