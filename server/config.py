@@ -1,11 +1,14 @@
 """The settings, and the only reader of the environment. Every limit lives here, its unit last in its name."""
 
 import os
+import re
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,15 +23,27 @@ Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
 NUMBERS_PER_ORDER_MAX = 100
 REQUEST_BODY_BYTES_MAX = 65536
 
+# What libpq reads as host, port and database when a password holds a bare @ or / would be part of it, and in messages.
+_HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"
+_DATABASE_URL = re.compile(
+    rf"(?!.*@.*@)postgres(?:ql)?://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?]*)?(?:\?.*)?", re.ASCII
+)
+
 
 class Settings(BaseSettings):
     """Read from the environment: `ORDERNUMBERS_` and the name in capitals, but for `DATABASE_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        frozen=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a URL may hold a password
     )
 
-    database_url: Annotated[str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))] = None
+    database_url: Annotated[
+        str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"), repr=False)
+    ] = None
     """libpq URL of a PostgreSQL; without it the embedded one of `data_dir`."""
     data_dir: Path = Path(".data")
     """Where the embedded PostgreSQL and the demo's key live."""
@@ -97,6 +112,10 @@ class Settings(BaseSettings):
     def _postgresql(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(("postgresql://", "postgres://")):
             raise ValueError("must be a postgresql:// URL")
+        if url is not None and not _is_understood(url):
+            raise ValueError(
+                "is not a URL that PostgreSQL understands; in user and password an @ is written %40, / %2F, % %25"
+            )
         return url
 
     @model_validator(mode="after")
@@ -115,6 +134,15 @@ class Settings(BaseSettings):
     def grpc_ports(self) -> list[int]:
         """One port a worker."""
         return [self.grpc_port + i for i in range(self.workers)]
+
+
+def _is_understood(url: str) -> bool:
+    """Whether libpq reads the URL, and no part of a password for a host or a database: it would be in every message."""
+    try:
+        conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError):
+        return False
+    return _DATABASE_URL.fullmatch(url) is not None
 
 
 @cache

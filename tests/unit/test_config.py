@@ -98,6 +98,39 @@ def test_another_database_is_refused_without_its_password(refusal):
     assert refusal(DATABASE_URL="mysql://someone:sekret@host/db") == "DATABASE_URL: must be a postgresql:// URL"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///numbers?host=/var/run/postgresql&user=me@realm",
+        "postgresql://%2Fvar%2Frun%2Fpostgresql/numbers",
+        "postgres://me@db.example.com:5432,db_2.example.com:5433/numbers?target_session_attrs=read-write",
+        "postgresql://me:p%40ss%2Fword@[2001:db8::1]:5432,[fe80::1%25eth0]/numbers",
+        "postgresql://me:a:b?c=d#e!$&'()*+,;[]@host",
+        "postgresql://me@host/a%2Fb/c",
+        "postgresql://",
+    ],
+)
+def test_every_url_of_libpq_is_taken(told, url):
+    assert told(DATABASE_URL=url).database_url == url
+    assert url not in repr(told(DATABASE_URL=url))
+
+
+# Written as they are, for libpq they end the password early: what is left would be a host, a port or a database.
+BARE_PASSWORDS = [
+    "sekret@sekret", "@sekret", "sekret@", "sekret@sekret/sekret", "sekret@sekret:sekret", "sekret@sekret:1",
+    "1@1,sekret", "sekret@sekret,sekret", "sekret@[sekret", "sekret@[::1]sekret", "sekret@sekret?sekret",
+    "1@1?options=sekret", "sekret@sekret#sekret", "sekret/sekret", "1234/sekret", "1234?/sekret", "sekret%",
+    "sekret%zz", "sek ret", "sekret@ sekret", "sekret%00", "sekret\udcff", "sekret\n@sekret",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("password", BARE_PASSWORDS)
+def test_a_url_that_libpq_would_misread_is_refused_without_its_password(refusal, password):
+    assert refusal(DATABASE_URL=f"postgresql://someone:{password}@127.0.0.1:1/numbers") == (
+        "DATABASE_URL: is not a URL that PostgreSQL understands; in user and password an @ is written %40, / %2F, % %25"
+    )
+
+
 def test_an_unknown_variable_is_refused(refusal):
     assert refusal(REST_PROT="8081").startswith("ORDERNUMBERS_REST_PROT is not a setting; the settings are ")
     assert refusal(DATABASE_URL_="x").startswith("ORDERNUMBERS_DATABASE_URL_ is not a setting")
