@@ -317,9 +317,9 @@ def inventory_stats(as_json: Json = False) -> None:
 
 def _print_bad_rows(imported: "Imported") -> None:
     for row in imported.bad:
-        print(f"line {row.line}: {row.reason}", file=sys.stderr)
+        _print(f"line {row.line}: {row.reason}", sys.stderr)
     if imported.bad_count > len(imported.bad):
-        print(f"… and {imported.bad_count - len(imported.bad)} more", file=sys.stderr)
+        _print(f"… and {imported.bad_count - len(imported.bad)} more", sys.stderr)
 
 
 @contextmanager
@@ -396,7 +396,17 @@ def _tell(as_json: bool, result: Mapping[str, Any], told: str | Callable[[], Non
     elif callable(told):
         told()
     else:
-        print(told)
+        _print(told)
+
+
+def _print(text: str, file: IO[str] | None = None) -> None:
+    print(_harmless(text), file=file)
+
+
+def _harmless(text: str) -> str:
+    """The text with escapes for what does not print, such as control and bidi characters: names and files are others',
+    and a terminal obeys."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_json(result: Mapping[str, Any], file: IO[str] | None = None) -> None:
@@ -405,7 +415,7 @@ def _print_json(result: Mapping[str, Any], file: IO[str] | None = None) -> None:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        print("none")
+        _print("none")
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -418,15 +428,15 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return " ".join(value)
-    return "" if value is None else str(value)
+        return " ".join(map(_cell, value))
+    return "" if value is None else _harmless(str(value))
 
 
 def _fail(reason: str, as_json: bool, status: int = 1, more: Mapping[str, Any] | None = None) -> Never:
     if as_json:
         _print_json({"error": reason, **(more or {})}, sys.stderr)
     else:
-        print(f"ordernumbers: {reason}", file=sys.stderr)
+        _print(f"ordernumbers: {reason}", sys.stderr)
     sys.exit(status)
 
 

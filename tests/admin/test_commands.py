@@ -294,6 +294,25 @@ def test_results_are_sentences_without_json(ordernumbers, org):
     assert ordernumbers.run("check") == (0, "All invariants hold.\n", "")
 
 
+ESCAPES = "\x1b]0;title\x07\x1b[2J\r\b\x9b31m\u202e\u2066\u200b\x7f"
+
+
+def test_what_others_wrote_does_not_drive_the_terminal(ordernumbers, database, org, tmp_path):
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE organization SET name = :name"), {"name": f"Acme {ESCAPES}電話\n"})
+    file = tmp_path / f"{ESCAPES}.csv"
+    file.write_text(f'number,"{ESCAPES}"\n', encoding="utf-8")
+    shown = r"\x1b]0;title\x07\x1b[2J\r\x08\x9b31m\u202e\u2066\u200b\x7f"
+    commands = [("org", "show", org), ("inventory", "import", file), ("inventory", "import", f"{file}{ESCAPES}")]
+    for command in commands:
+        _, out, err = ordernumbers.run(*command)
+        assert shown in out + err
+        assert (out + err).replace("\n", "").isprintable()
+        _, out, err = ordernumbers.run(*command, "--json")
+        assert (out + err).strip().isprintable()
+    assert "電話" in ordernumbers.run(*commands[0])[1]
+
+
 def test_what_is_not_understood_exits_with_2(ordernumbers):
     for command in (
         ("org", "show"),
