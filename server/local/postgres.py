@@ -195,7 +195,10 @@ def url_of_running(data_dir: Path) -> str:
 
 def _claimed(data_dir: Path) -> IO[Any]:
     """A lock on the data folder, held until it is closed or this process has died."""
-    claim = open_private(data_dir / ".lock", "a")
+    try:
+        claim = open_private(data_dir / ".lock", "a")
+    except OSError as error:
+        raise BadInput(f"{data_dir / '.lock'} cannot be opened: {error.strerror}; is it another user's?") from None
     if not _locked(claim):
         claim.close()
         raise BadInput(

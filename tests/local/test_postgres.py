@@ -390,7 +390,7 @@ def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
     os.chown(theirs, NOBODY, NOBODY)
     # The interpreter and our code may lie in root's home: for these the user may read everything. That does not help
     # PostgreSQL, which looks for itself with access(2), and there capabilities do not count: so it may be a copy.
-    packages = module._binaries(Account(NOBODY, NOBODY)).parents[len(module.POSTGRES.parents) - 2]
+    packages = module._binaries(Account(NOBODY, NOBODY)).parents[len(module.POSTGRES.parent.parts) - 1]
     done = as_ordinary_user(THEIRS, theirs / "data", packages, capabilities=["dac_read_search"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
     assert {path.lstat().st_uid for path in theirs.rglob("*")} == {NOBODY}
@@ -408,6 +408,16 @@ def test_a_folder_that_a_capability_opens_can_be_written_to(open_path):
     assert (done.returncode, done.stderr) == (0, "")
     done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_read_search"])
     assert "data cannot be written to: Permission denied" in done.stderr
+
+
+@as_root
+def test_a_folder_that_another_user_locked_is_named(open_path):
+    data_dir = open_path / "data"
+    data_dir.mkdir()
+    with EmbeddedPostgres(data_dir, fsync=False):
+        os.chown(data_dir, NOBODY, NOBODY)
+        done = as_ordinary_user(THEIRS, data_dir, module._packages(), capabilities=["dac_read_search"])
+    assert ".lock cannot be opened: Permission denied; is it another user's?" in done.stderr
 
 
 # ---------------------------------------------------------------- its guard
