@@ -136,24 +136,22 @@ class Queue:
         for organization_id, pending in self.by_organization.items():
             for found in pending:
                 if numbers.isdisjoint(found.order.numbers):
-                    pending.remove(found)
-                    self.length -= 1
-                    if pending:
-                        self.by_organization.move_to_end(organization_id)
-                    else:
-                        del self.by_organization[organization_id]
+                    self.by_organization.move_to_end(organization_id)
+                    self._remove(found)
                     return found
         return None
 
     def take_unwanted(self) -> list[PendingOrder]:
         """Those that nobody waits for any more."""
-        unwanted = []
-        for organization_id, pending in list(self.by_organization.items()):
-            unwanted += [each for each in pending if not each.is_wanted]
-            wanted = deque(each for each in pending if each.is_wanted)
-            if wanted:
-                self.by_organization[organization_id] = wanted
-            else:
-                del self.by_organization[organization_id]
-        self.length -= len(unwanted)
+        queued = (each for pending in self.by_organization.values() for each in pending)
+        unwanted = [each for each in queued if not each.is_wanted]  # time passes: ask each once
+        for each in unwanted:
+            self._remove(each)
         return unwanted
+
+    def _remove(self, pending: PendingOrder) -> None:
+        queue = self.by_organization[pending.order.organization_id]
+        queue.remove(pending)
+        self.length -= 1
+        if not queue:
+            del self.by_organization[pending.order.organization_id]
