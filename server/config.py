@@ -56,8 +56,6 @@ class Settings(BaseSettings):
     """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
-    envoy_admin_port: Port = 9901
-    """Envoy's own admin page, always on loopback."""
     tls_cert: Path | None = None
     """The edge's certificate chain (PEM); with it and `tls_key` the edge speaks TLS."""
     tls_key: Path | None = None
@@ -125,7 +123,7 @@ class Settings(BaseSettings):
         for name, path in (("TLS_CERT", self.tls_cert), ("TLS_KEY", self.tls_key)):
             if path and not path.is_file():
                 raise ValueError(f"{PREFIX}{name}: {path} is not a file")
-        ports = [self.rest_port, self.envoy_admin_port, *self.grpc_ports]
+        ports = [self.rest_port, *self.grpc_ports]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
             raise ValueError(f"the ports must differ and end at 65535, and these are {ports}")
         return self

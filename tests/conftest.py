@@ -72,10 +72,6 @@ class Service:
         """The workers themselves, past Envoy."""
         return [f"127.0.0.1:{port}" for port in self.settings.grpc_ports]
 
-    @property
-    def admin_port(self) -> int:
-        return self.settings.envoy_admin_port
-
     def logs(self) -> str:
         """What every process has logged so far."""
         return self.up.logs + self.postgres_log.read_text()

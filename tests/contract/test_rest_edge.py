@@ -49,7 +49,7 @@ def edge(service, request):
 def no_script_error(service):
     """Envoy lets a request through when a script fails on it."""
     yield
-    assert stat(service.admin_port, "http.edge.lua.errors") == 0
+    assert stat(service.settings, "http.edge.lua.errors") == 0
 
 
 def assert_clean(headers):
@@ -494,7 +494,7 @@ def test_503_when_no_server_is_there(tmp_path):
         with grpc.insecure_channel(f"127.0.0.1:{own.rest_port}") as channel:
             call = PhoneNumberServiceStub(channel).OrderNumbers.future(OrderNumbersRequest())
             assert call.code() == grpc.StatusCode.UNAVAILABLE
-        assert stat(own.envoy_admin_port, "http.edge.lua.errors") == 0
+        assert stat(own, "http.edge.lua.errors") == 0
 
 
 def crash(request, context):
@@ -529,7 +529,7 @@ def test_a_broken_server_tells_nothing_internal(tmp_path, behaviour, status):
     with running_server(own.grpc_port, behaviour), running_edge(own):
         wait_until_ready(own)
         answer = httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={"numbers": ["x"]})
-        assert stat(own.envoy_admin_port, "http.edge.lua.errors") == 0
+        assert stat(own, "http.edge.lua.errors") == 0
     if status == 200:
         assert len(answer.json()["data"][0]["label"]) == 3_000_000
     else:
@@ -647,7 +647,7 @@ def test_an_organizations_calls_go_to_one_server_and_to_another_when_it_is_gone(
     with ExitStack() as first, ExitStack() as rest, running_edge(own):
         first.enter_context(server(own.grpc_ports[0]))
         rest.enter_context(server(own.grpc_ports[1]))
-        wait_until(lambda: stat(own.envoy_admin_port, "cluster.servers.membership_healthy") == 2)
+        wait_until(lambda: stat(own, "cluster.servers.membership_healthy") == 2)
         client = rest.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{own.rest_port}"))
         homes = [order(tag, 8) for tag in range(20)]
         assert all(len(home) == 1 for home in homes)

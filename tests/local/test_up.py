@@ -97,7 +97,6 @@ def test_without_demo_there_is_none(open_path):
     ("port", "variable"),
     [
         ("rest_port", "ORDERNUMBERS_REST_PORT"),
-        ("envoy_admin_port", "ORDERNUMBERS_ENVOY_ADMIN_PORT"),
         ("grpc_port", "ORDERNUMBERS_GRPC_PORT"),
     ],
 )

@@ -70,7 +70,6 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("REST_PORT", "0"),
         ("REST_PORT", "65536"),
         ("GRPC_PORT", "http"),
-        ("ENVOY_ADMIN_PORT", "-1"),
         ("WORKERS", "0"),
         ("WORKERS", "two"),
         ("LANES", "17"),
@@ -148,5 +147,5 @@ def test_a_certificate_needs_its_key(told, refusal, tmp_path):
 
 def test_no_two_ports_are_the_same(refusal):
     assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and end at 65535")
-    assert refusal(REST_PORT="9901").startswith("the ports must differ")
+    assert refusal(REST_PORT="50051").startswith("the ports must differ")
     assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and end at 65535")
