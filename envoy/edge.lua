@@ -70,7 +70,7 @@ local function named(name, rule)             -- details of a refusal, if the nam
 end
 
 -- What is wrong with a REST request: an HTTP status and more about it; nil if nothing is.
-local function fault(h, headers, route, query)
+local function fault(headers, route, query)
   if not route then return "404" end
   local takes = route[headers:get(":method")]
   if not takes then return "405", { allow = route.allow } end
@@ -81,11 +81,6 @@ local function fault(h, headers, route, query)
   local content = headers:get("content-type") or ""
   if is_grpc(content) or takes.body and not is_json(content) then return "415" end
   remove(headers, unkept)
-  if takes.body then
-    local body = h:body(true)                -- more than the listener's buffer limit: Envoy answers 413
-    local ok, name, rule = is_json_of(body:getBytes(0, body:length()), takes.body)
-    if not ok then return "400", named(name, rule) end
-  end
 end
 
 local function check(h)
@@ -97,12 +92,24 @@ local function check(h)
   if route or not is_grpc(headers:get("content-type") or "") then
     remember(h, "rest", true)
     remember(h, "head", headers:get(":method") == "HEAD")
-    return fault(h, headers, route, query)
+    return fault(headers, route, query)
   end
 end
 
-function envoy_on_request(h)
-  local ok, status, more = pcall(check, h)   -- when a script fails Envoy lets the request through: here it must not
+-- Behind the rate limit, since it is most of the work.
+local function check_body(h)
+  local meta = h:streamInfo():dynamicMetadata():get(NS)
+  if not (meta and meta.rest) then return end
+  local headers = h:headers()
+  local takes = route_of((split(headers:get(":path"))))[headers:get(":method")]
+  if not takes.body then return end
+  local body = h:body(true)                  -- more than the listener's buffer limit: Envoy answers 413
+  local ok, name, rule = is_json_of(body:getBytes(0, body:length()), takes.body)
+  if not ok then return "400", named(name, rule) end
+end
+
+local function answer_if(h, refuses)
+  local ok, status, more = pcall(refuses, h) -- when a script fails Envoy lets the request through: here it must not
   if not ok then
     h:logErr(status)
     status, more = "500", nil
@@ -113,6 +120,8 @@ function envoy_on_request(h)
   if more.details then remember(h, "details", more.details) end
   h:respond({ [":status"] = status, allow = more.allow }, "")
 end
+
+function envoy_on_request(h) answer_if(h, check) end
 
 -- ----------------------------------------------------------------- the answer
 
@@ -216,3 +225,5 @@ function envoy_on_response(h)
   end
   scrub(h:trailers(), any)                   -- those are gRPC's
 end
+
+return { on_request_behind_the_limit = function(h) answer_if(h, check_body) end }

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Whether gRPC reflection is reachable through the edge too."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Calls per second and key that one edge lets through; the rest are answered RATE_LIMITED."""
+    rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    """The same per client address (IPv6: /64). A load balancer in front is one address: set what all may send."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Server processes, one port each; as many as there are cores."""

@@ -92,15 +92,22 @@ def _tls(certificate: Path, key: Path) -> Config:
 
 def _set_http(http: Config, settings: Settings) -> None:
     filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
-    filters["edge"]["default_source_code"]["filename"] = str(EDGE / "edge.lua")
-    filters["edge"]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
+    for name in ("edge", "body"):
+        filters[name]["default_source_code"]["filename"] = str(EDGE / f"{name}.lua")
+        filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
     filters["transcoder"]["proto_descriptor"] = str(CONTRACT / "descriptors.binpb")
-    (of_a_key,) = filters["rate_limit"]["descriptors"]
-    of_a_key["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_key)
+    _set_rate_limit(filters["rate_limit"], settings)
     longest_seconds = max(settings.deadline_seconds_max, settings.rest_deadline_seconds)
     http["stream_idle_timeout"] = _seconds(longest_seconds + 30)
     (host,) = http["route_config"]["virtual_hosts"]
     _set_routes(host["routes"], settings)
+
+
+def _set_rate_limit(limit: Config, settings: Settings) -> None:
+    of_an_address, *of_a_key = limit["descriptors"]
+    of_an_address["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_address)
+    for each in (limit, *of_a_key):
+        each["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_key)
 
 
 def _set_routes(routes: list[Config], settings: Settings) -> None:
