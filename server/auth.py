@@ -36,19 +36,25 @@ class Authenticator:
     A sale reads the key again under its locks, so what is remembered here can let a refusal lag, never an effect; and
     a key that a call has just used there is as good as looked up. Unknown keys are not remembered. Whatever is asked
     for while a look-up is under way shares the next one.
+
+    Keys are easily made up, so those that were never seen valid here are looked up `new_keys_per_second` at most.
     """
 
     def __init__(
-        self, find: Callable[[Collection[bytes]], Awaitable[dict[bytes, Principal]]], cache_seconds: float
+        self,
+        find: Callable[[Collection[bytes]], Awaitable[dict[bytes, Principal]]],
+        cache_seconds: float,
+        new_keys_per_second: int,
     ) -> None:
         self._find = find
         self._cache_seconds = cache_seconds
+        self._new_keys = Budget(new_keys_per_second)
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._wanted: dict[bytes, asyncio.Future[Principal | None]] = {}
         self._looking_up: asyncio.Task[None] | None = None
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
-        """The caller. Raises UNAUTHORIZED, one answer for every fault; DatabaseAway if not known."""
+        """The caller. Raises UNAUTHORIZED, one answer for every fault; RATE_LIMITED or DatabaseAway if not known."""
         digest = keys.digest(bearer_key(authorization))
         known = self._known.get(digest)
         if known and known[0] > time.monotonic():
@@ -62,13 +68,16 @@ class Authenticator:
     def renew(self, principal: Principal, seen: float) -> None:
         """The database has found this key valid, at some time after `seen` (of `time.monotonic`). Only a call that has
         read the key there may say so."""
+        self._known.pop(principal.digest, None)  # so that the one seen longest ago is first
         if len(self._known) >= CACHED_KEYS_MAX:
-            self._known.clear()
+            del self._known[next(iter(self._known))]
         self._known[principal.digest] = (seen + self._cache_seconds, principal)
 
     async def _ask(self, digest: bytes) -> Principal | None:
         answer = self._wanted.get(digest)
         if answer is None:
+            if digest not in self._known and not self._new_keys.take():
+                raise Refusal(Code.RATE_LIMITED)  # not UNAUTHORIZED: nothing is known of it
             answer = self._wanted[digest] = asyncio.get_running_loop().create_future()
         if self._looking_up is None:
             self._looking_up = asyncio.create_task(self._look_up())
@@ -91,3 +100,22 @@ class Authenticator:
                         self.renew(principal, asked)
                     answer.set_result(principal)
         self._looking_up = None
+
+
+class Budget:
+    """So many takings a second, and never more than those of one second at once."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._left = float(per_second)
+        self._taken_at = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there was one left."""
+        now = time.monotonic()
+        self._left = min(self._per_second, self._left + (now - self._taken_at) * self._per_second)
+        self._taken_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """How long the answer to an order is kept under its idempotency key, at least."""
     key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0
     """How long a key once looked up is trusted for *refusals*; a sale always reads it again."""
+    new_keys_per_second: Count = 500
+    """Keys that a worker has not seen valid yet and looks up each second; calls with more are answered RATE_LIMITED."""
     deadline_seconds_max: Annotated[float, Field(gt=0, le=300)] = 30.0
     """The longest any call may take, whatever its caller allows."""
     rest_deadline_seconds: Annotated[float, Field(gt=0.1, le=300)] = 5.0

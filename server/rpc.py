@@ -112,9 +112,10 @@ class Server:
         await self._reader.close()
 
     def _add_services(self) -> None:
-        authenticator = Authenticator(self._reader.find_keys, self._settings.key_cache_seconds)
+        settings = self._settings
+        authenticator = Authenticator(self._reader.find_keys, settings.key_cache_seconds, settings.new_keys_per_second)
         service = PhoneNumberService(self._batcher)
-        handlers = Calls(self._settings, authenticator, service.is_full).handlers(SERVICE, service)
+        handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
         self._server.add_generic_rpc_handlers([handlers])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
