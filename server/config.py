@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     """Calls per second and key that one edge lets through; the rest are answered RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
     """The same per client address (IPv6: /64). A load balancer in front is one address: set what all may send."""
+    edge_connections_max: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    """Connections that one edge keeps open. Beyond half of them idle ones close sooner, beyond all new ones at once."""
+    edge_memory_mb_max: Annotated[int, Field(ge=128, le=1_048_576)] = 1024
+    """Memory in MiB that one edge may fill. Beyond 0.6 of it the largest calls are cut, beyond 0.9 new ones refused."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Server processes, one port each; as many as there are cores."""

@@ -52,6 +52,7 @@ def edge_config(settings: Settings) -> Config:
     (listener,) = config["static_resources"]["listeners"]
     (cluster,) = config["static_resources"]["clusters"]
     config["admin"] = _admin_page(settings)
+    _set_overload(config["overload_manager"], settings)
     listener["address"] = _address(settings.bind, settings.rest_port)
     listener["per_connection_buffer_limit_bytes"] = REQUEST_BODY_BYTES_MAX
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": _endpoints(settings)}]
@@ -66,6 +67,12 @@ def _admin_page(settings: Settings) -> Config:
     # Not counted among the connections that are limited: we must reach it when there are too many.
     pipe = {"path": str(admin_socket(settings)), "mode": SOCKET_MODE}
     return {"address": {"pipe": pipe}, "ignore_global_conn_limit": True}
+
+
+def _set_overload(overload: Config, settings: Settings) -> None:
+    connections, memory = (monitor["typed_config"] for monitor in overload["resource_monitors"])
+    connections["max_active_downstream_connections"] = settings.edge_connections_max
+    memory["max_heap_size_bytes"] = settings.edge_memory_mb_max * 2**20
 
 
 def _address(host: IPv4Address | IPv6Address, port: int) -> Config:

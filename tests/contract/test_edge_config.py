@@ -147,6 +147,12 @@ def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
             assert PhoneNumberServiceStub(channel).OrderNumbers(OrderNumbersRequest(**ORDER)).success
 
 
+def test_a_tls_handshake_that_never_comes_is_not_waited_for(tmp_path, certificate):
+    settings = local_settings(tmp_path, workers=1, **certificate)
+    with running_edge(settings), socket.create_connection(("127.0.0.1", settings.rest_port), timeout=30) as silent:
+        assert silent.recv(1) == b""
+
+
 def has_ipv6():
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
