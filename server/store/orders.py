@@ -7,10 +7,10 @@ confirmed is returned.
 """
 
 import json
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from psycopg import Error, InternalError
@@ -19,6 +19,8 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     BigInteger,
+    LargeBinary,
+    Table,
     Text,
     Uuid,
     any_,
@@ -84,6 +86,28 @@ def _rows_of(parameter: str, **columns: Any) -> Any:
     rows = func.json_to_recordset(cast(bindparam(parameter, type_=Text), JSON))
     typed = (column(name, of) for name, of in columns.items())
     return rows.table_valued(*typed).render_derived(f"{parameter}_row", with_types=True)
+
+
+_json = json.JSONEncoder(check_circular=False).encode
+
+
+class Rows:
+    """The rows that one parameter of a statement holds: each column's type, and where its value is in what a row is
+    made of. Statement and JSON are both made of this list, so neither can lack a column.
+    """
+
+    def __init__(self, parameter: str, **columns: tuple[Any, str]) -> None:
+        self._parameter = parameter
+        self._types = {name: type_ for name, (type_, _) in columns.items()}
+        self._values = attrgetter(*(path for _, path in columns.values()))
+
+    def table(self) -> Any:
+        """For the statement."""
+        return _rows_of(self._parameter, **self._types)
+
+    def json(self, rows: Iterable[Any]) -> str:
+        """For the parameter."""
+        return _json([dict(zip(self._types, values, strict=False)) for values in map(self._values, rows)])
 
 
 def _lock_numbers(wanted: Any, *, skip_locked: bool) -> Any:
@@ -163,52 +187,35 @@ FIND_ORDER = Statement(
 
 # ---------------------------------------------------------------- writing what was placed
 
-# A placed order as the JSON that the write takes.
-PLACED: dict[str, Any] = {
-    "organization_id": Uuid,
-    "id": Uuid,
-    "api_key_id": Uuid,
-    "request_id": Text,
-    "total_micros": BigInteger,
-    "entry_no": BigInteger,
-    "balance_micros": BigInteger,
-    "at": Instant,
-    "inbound_url": Text,
-    "status_url": Text,
-    "label": Text,
-    "campaign_id": Uuid,
-    "numbers": ARRAY(Text),
-    "assignment_ids": ARRAY(Uuid),
-}
+# What is the same for all numbers of an order, and kept with each of them.
+TOLD: dict[str, Any] = {"inbound_url": Text, "status_url": Text, "label": Text, "campaign_id": Uuid}
+PLACED = Rows(
+    "placed",
+    organization_id=(Uuid, "order.organization_id"),
+    id=(Uuid, "order.id"),
+    api_key_id=(Uuid, "order.api_key_id"),
+    request_id=(Text, "order.request_id"),
+    total_micros=(BigInteger, "total_micros"),
+    entry_no=(BigInteger, "account.entry_no"),
+    balance_micros=(BigInteger, "account.balance_micros"),
+    numbers=(ARRAY(Text), "order.numbers"),
+    assignment_ids=(ARRAY(Uuid), "order.assignment_ids"),
+    **{name: (type_, f"order.{name}") for name, type_ in TOLD.items()},
+)
+"""An order that was placed: a row of a `Placed`."""
 
 
-# Of these, what is the same for all numbers of an order and kept with each.
-TOLD = ("inbound_url", "status_url", "label", "campaign_id")
+def _instant(parameter: str) -> Any:
+    return cast(bindparam(parameter, type_=Text), Instant)
 
 
-def _as_json(placed: Placed) -> dict[str, Any]:
-    order = placed.order
-    return {
-        "organization_id": order.organization_id,
-        "id": order.id,
-        "api_key_id": order.api_key_id,
-        "request_id": order.request_id,
-        "total_micros": placed.total_micros,
-        "entry_no": placed.account.entry_no,
-        "balance_micros": placed.account.balance_micros,
-        "at": placed.at.isoformat(),
-        "inbound_url": order.inbound_url,
-        "status_url": order.status_url,
-        "label": order.label,
-        "campaign_id": order.campaign_id,
-        "numbers": order.numbers,
-        "assignment_ids": order.assignment_ids,
-    }
+def _insert(table: Table, **columns: Any) -> Any:
+    return insert(table).from_select(list(columns), select(*columns.values()))
 
 
 def _write() -> Any:
     """What was placed, into every table that tells of it: each is touched once."""
-    placed = select(_rows_of("placed", **PLACED)).cte("placed")
+    placed = select(PLACED.table(), _instant("at").label("at")).cte("placed")
     p = placed.c
     numbers = func.unnest(p.assignment_ids, p.numbers).table_valued(column("id", Uuid), column("number", Text))
     t = numbers.render_derived("taken").c
@@ -224,17 +231,34 @@ def _write() -> Any:
         .order_by(p.organization_id, p.entry_no.desc())
         .cte("account")
     )
-    new_orders = insert(orders_table).from_select(
-        ["organization_id", "id", "api_key_id", "request_id", "total_micros", "created_at"],
-        select(p.organization_id, p.id, p.api_key_id, p.request_id, p.total_micros, p.at),
+    new_orders = _insert(
+        orders_table,
+        organization_id=p.organization_id,
+        id=p.id,
+        api_key_id=p.api_key_id,
+        request_id=p.request_id,
+        total_micros=p.total_micros,
+        created_at=p.at,
     )
-    new_assignments = insert(assignment).from_select(
-        ["organization_id", "id", "order_id", "number", "created_at", "updated_at", *TOLD],
-        select(t.organization_id, t.id, t.order_id, t.number, t.at, t.at, *(t[name] for name in TOLD)),
+    new_assignments = _insert(
+        assignment,
+        organization_id=t.organization_id,
+        id=t.id,
+        order_id=t.order_id,
+        number=t.number,
+        created_at=t.at,
+        updated_at=t.at,
+        **{name: t[name] for name in TOLD},
     )
-    new_entries = insert(ledger_entry).from_select(
-        ["organization_id", "entry_no", "kind", "amount_micros", "balance_micros", "order_id", "created_at"],
-        select(p.organization_id, p.entry_no, literal_column("'order'"), -p.total_micros, p.balance_micros, p.id, p.at),
+    new_entries = _insert(
+        ledger_entry,
+        organization_id=p.organization_id,
+        entry_no=p.entry_no,
+        kind=literal_column("'order'"),
+        amount_micros=-p.total_micros,
+        balance_micros=p.balance_micros,
+        order_id=p.id,
+        created_at=p.at,
     )
     charged = (
         update(organization)
@@ -254,34 +278,32 @@ def _write() -> Any:
     )
 
 
-# An answer as the JSON that is remembered: JSON holds no bytes, so they are said in hexadecimal and base64.
-REMEMBERED: dict[str, Any] = {
-    "organization_id": Uuid,
-    "key": Text,
-    "fingerprint": Text,
-    "order_id": Uuid,
-    "answer": Text,
-    "created_at": Instant,
-}
+class Answered(NamedTuple):
+    """An order, and what was answered to it. Bytes are as PostgreSQL reads them."""
+
+    order: Order
+    fingerprint: str
+    answer: str
 
 
-def _answer_as_json(order: Order, at: datetime, answer: bytes) -> dict[str, Any]:
+def _answered(order: Order, answer: bytes) -> Answered:
     assert order.idempotency  # noqa: S101
-    return {
-        "organization_id": order.organization_id,
-        "key": order.idempotency.key,
-        "fingerprint": order.idempotency.fingerprint.hex(),
-        "order_id": order.id,
-        "answer": b64encode(answer).decode(),
-        "created_at": at.isoformat(),
-    }
+    return Answered(order, f"\\x{order.idempotency.fingerprint.hex()}", f"\\x{answer.hex()}")
+
+
+REMEMBERED = Rows(
+    "answers",
+    organization_id=(Uuid, "order.organization_id"),
+    key=(Text, "order.idempotency.key"),
+    fingerprint=(LargeBinary, "fingerprint"),
+    order_id=(Uuid, "order.id"),
+    answer=(LargeBinary, "answer"),
+)
+"""What is kept under an idempotency key: a row of an `Answered`."""
 
 
 def _remember() -> Any:
-    r = _rows_of("answers", **REMEMBERED).c
-    written: dict[str, Any] = {"fingerprint": literal_column("'hex'"), "answer": literal_column("'base64'")}
-    values = (func.decode(r[name], written[name]) if name in written else r[name] for name in REMEMBERED)
-    return insert(idempotency_key).from_select(list(REMEMBERED), select(*values))
+    return _insert(idempotency_key, **dict(REMEMBERED.table().c), created_at=_instant("at"))
 
 
 WRITE = Statement("write", _write())
@@ -389,7 +411,7 @@ async def _run(connection: PipelinedConnection, calls: dict[str, Call]) -> dict[
 
 
 def _claim(order: Order) -> Call:
-    return CLAIM(answers=json.dumps([_answer_as_json(order, datetime.now(UTC), b"")]))
+    return CLAIM(answers=REMEMBERED.json([_answered(order, b"")]), at=datetime.now(UTC).isoformat())
 
 
 def _reading(orders: Sequence[Order], *, skip_locked: bool = False, claimed: bool = False) -> dict[str, Call]:
@@ -397,14 +419,14 @@ def _reading(orders: Sequence[Order], *, skip_locked: bool = False, claimed: boo
     numbers = _array(number for order in orders for number in order.numbers)
     claims = [] if claimed else [_key_of(order) for order in orders if order.idempotency]
     calls = {
-        "numbers": LOCK_UNANSWERED[skip_locked](wanted=json.dumps([row for order in orders for row in _wanted(order)]))
+        "numbers": LOCK_UNANSWERED[skip_locked](wanted=_json([row for order in orders for row in _wanted(order)]))
         if claims
         else LOCK_NUMBERS[skip_locked](numbers=numbers),
         "accounts": LOCK_ORGANIZATIONS[skip_locked](organization_ids=_array(order.organization_id for order in orders)),
         "keys": READ_KEYS(api_key_ids=_array(order.api_key_id for order in orders)),
     }
     if claims:
-        calls["remembered"] = READ_REMEMBERED(claims=json.dumps(claims))
+        calls["remembered"] = READ_REMEMBERED(claims=_json(claims))
     if claims or skip_locked:
         calls["existing"] = READ_EXISTING(numbers=numbers)
     if campaign_ids := {order.campaign_id for order in orders if order.campaign_id}:
@@ -449,9 +471,11 @@ async def _finish(
     placed = [decision for decision in decisions if isinstance(decision, Placed)]
     calls = list(before)
     if placed:
-        calls.append(WRITE(placed=json.dumps([_as_json(p) for p in placed])))
-    if keyed := [p for p in placed if p.order.idempotency]:
-        calls.append(REMEMBER(answers=json.dumps([_answer_as_json(p.order, p.at, answer_of(p)) for p in keyed])))
+        at = placed[0].at.isoformat()
+        calls.append(WRITE(placed=PLACED.json(placed), at=at))
+        if keyed := [p for p in placed if p.order.idempotency]:
+            answers = REMEMBERED.json(_answered(p.order, answer_of(p)) for p in keyed)
+            calls.append(REMEMBER(answers=answers, at=at))
     try:
         *_, commit = await connection.run(*calls, COMMIT())
     except BaseException as error:

@@ -1,7 +1,9 @@
 """The order transaction on a real database: what it locks, what it leaves, and what the database itself refuses."""
 
 import asyncio
+import os
 import random
+import signal
 import threading
 from uuid import uuid4
 
@@ -13,12 +15,14 @@ from uuid_utils.compat import uuid7
 
 from server.config import Settings
 from server.errors import Refusal
-from server.ordering import Order, Placed
+from server.ordering import Busy, Idempotency, Order, Placed
 from server.service import answer_of
 from server.store import orders
+from server.store.inventory import import_csv
 from server.store.orders import Limits, OutcomeUnknown, place
-from server.store.pipeline import DatabaseAway, connect
+from server.store.pipeline import connect
 from tests.shop import Shop
+from tests.stack import wait_until
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
 
@@ -34,6 +38,10 @@ def order(shop, *numbers, **more):
         assignment_ids=tuple(str(uuid7()) for _ in numbers),
         **more,
     )
+
+
+def keyed(order, key="k"):
+    return order._replace(idempotency=Idempotency(key, b"what was asked"))
 
 
 def carry_out(database, *batches, meanwhile=None, limits=LIMITS, **options):
@@ -95,8 +103,65 @@ def test_every_row_of_an_order_says_the_same_instant(database, shop):
         assert [row[0] for row in instants] == [decisions[0].at]
 
 
-def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(database, shop, until_somebody_waits):
-    """The organization's row makes the order of the two; the key is read after it."""
+KEPT = text("""
+    SELECT o.id::text, o.organization_id::text, o.api_key_id::text, o.request_id, o.total_micros, -l.amount_micros,
+      l.entry_no, l.balance_micros, o.created_at, a.number, a.id::text AS assignment_id, a.inbound_url, a.status_url,
+      a.label, a.campaign_id::text, i.key, i.fingerprint, i.answer, i.created_at AS remembered_at
+    FROM orders o
+    JOIN ledger_entry l ON l.order_id = o.id
+    JOIN assignment a ON a.order_id = o.id
+    JOIN idempotency_key i ON i.order_id = o.id
+    ORDER BY a.id
+""")
+
+
+def test_every_field_of_an_order_is_kept(database, shop):
+    """A field that orders will have one day has to be read back here, or this fails."""
+    asked = keyed(order(shop, *shop.numbers(2), label="front desk", campaign_id=str(shop.campaign())))._replace(
+        request_id="01M854FAVJYDMKM278BZA44H7P", inbound_url="https://a.example/in", status_url="https://a.example/st"
+    )
+    assert None not in asked
+    ((placed,),) = carry_out(database, [asked])
+    with database.engine.connect() as connection:
+        first, second = connection.execute(KEPT)
+    for row in (first, second):
+        kept = Order(
+            id=row.id,
+            organization_id=row.organization_id,
+            api_key_id=row.api_key_id,
+            scope="numbers:write",  # what the method asks of the key
+            request_id=row.request_id,
+            numbers=(first.number, second.number),
+            assignment_ids=(first.assignment_id, second.assignment_id),
+            inbound_url=row.inbound_url,
+            status_url=row.status_url,
+            label=row.label,
+            campaign_id=row.campaign_id,
+            idempotency=Idempotency(row.key, row.fingerprint),
+        )
+        assert kept == asked
+        assert row[4:8] == (placed.total_micros, placed.total_micros, placed.account.entry_no, shop.balance_micros())
+        assert (row.answer, row.created_at, row.remembered_at) == (answer_of(placed), placed.at, placed.at)
+
+
+@pytest.fixture
+def default_isolation(database):
+    """Give the database another default."""
+
+    def set_default(isolation):
+        with psycopg.connect(database.url, autocommit=True) as connection:
+            name = connection.execute("SELECT current_database()").fetchone()[0]
+            connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+
+    return set_default
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(
+    database, shop, until_somebody_waits, default_isolation, isolation
+):
+    """The organization's row makes the order of the two. The key is read after it, whatever the database's default."""
+    default_isolation(isolation)
     waiting = order(shop, *shop.numbers(1))
     answer = []
     with database.engine.begin() as connection:
@@ -107,6 +172,33 @@ def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(database, 
         connection.execute(text("UPDATE api_key SET revoked_at = clock_timestamp()"))
     buyer.join()
     assert codes(answer[0][0]) == ["UNAUTHORIZED"]
+
+
+def test_a_key_that_expired_while_its_sale_waited_is_refused(database, shop, until_somebody_waits):
+    """The time is that of the decision, not that of the transaction's beginning."""
+    waiting = order(shop, *shop.numbers(1))
+    answer = []
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE organization SET revision = revision + 1"))
+        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [waiting])))
+        buyer.start()
+        until_somebody_waits()
+        connection.execute(text("UPDATE api_key SET expires_at = clock_timestamp()"))
+    buyer.join()
+    assert codes(answer[0][0]) == ["UNAUTHORIZED"]
+
+
+def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, shop, until_somebody_waits):
+    with database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM organization FOR UPDATE"))
+        donor = threading.Thread(target=lambda: shop.credit(1))
+        donor.start()
+        until_somebody_waits()
+        sold_at = connection.execute(text("SELECT clock_timestamp()")).scalar()
+    donor.join()
+    with database.engine.connect() as connection:
+        newest = connection.execute(text("SELECT created_at FROM ledger_entry ORDER BY entry_no DESC LIMIT 1")).scalar()
+    assert newest > sold_at
 
 
 def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, shop, until_somebody_waits):
@@ -122,21 +214,48 @@ def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(datab
     assert codes(answer[0][0]) == ["INSUFFICIENT_INVENTORY"]
 
 
-def test_numbers_are_locked_in_order_whatever_the_request_says(database, shop, until_somebody_waits):
+@pytest.fixture
+def numbers_free_meanwhile(database, until_somebody_waits):
+    """Which numbers nobody has locked while `work` waits for this one."""
+
+    def look(number, work):
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
+            working = threading.Thread(target=work)
+            working.start()
+            until_somebody_waits()
+            with database.engine.connect() as other:
+                free = other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).scalars().all()
+        working.join()
+        return set(free)
+
+    return look
+
+
+def in_disorder(shop, count):
+    """New numbers, sorted; and so that their rows are in another order, and the same in a third."""
+    numbers = sorted(random.Random(3).sample(shop.numbers(count // 2) + shop.numbers(count // 2), count))
+    return numbers, random.Random(5).sample(numbers, count)
+
+
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_numbers_are_locked_in_order_whatever_the_request_says(database, shop, numbers_free_meanwhile, is_keyed):
     """Or two orders of the same numbers would wait for each other."""
-    first = shop.numbers(20)
-    numbers = sorted(random.Random(3).sample(first + shop.numbers(20), 40))
-    wanted = random.Random(5).sample(numbers, 40)
-    free = text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")
-    with database.engine.begin() as connection:
-        connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": numbers[20]})
-        patient = Limits(lock_seconds=20, statement_seconds=20)
-        buyer = threading.Thread(target=lambda: carry_out(database, [order(shop, *wanted)], limits=patient))
-        buyer.start()
-        until_somebody_waits()
-        with database.engine.connect() as other:
-            assert set(other.execute(free).scalars()) == set(numbers[21:])
-    buyer.join()
+    numbers, wanted = in_disorder(shop, 40)
+    asked = keyed(order(shop, *wanted)) if is_keyed else order(shop, *wanted)
+    patient = Limits(lock_seconds=20, statement_seconds=20)
+    free = numbers_free_meanwhile(numbers[20], lambda: carry_out(database, [asked], limits=patient))
+    assert free == set(numbers[21:])
+
+
+def test_an_import_locks_numbers_in_the_same_order(database, shop, numbers_free_meanwhile):
+    numbers = [f"+1415{i}" for i in random.Random(3).sample(range(2_000_000, 2_000_040), 40)]
+    header, *rows = "number,number_type,sms_enabled,mms_enabled,price", *(f"{n},local,true,false,1" for n in numbers)
+    import_csv(database.engine, [header, *rows])
+    changed = [header, *random.Random(5).sample([f"{row}.50" for row in rows], 40)]
+    middle = sorted(numbers)[20]
+    free = numbers_free_meanwhile(middle, lambda: import_csv(database.engine, changed))
+    assert free == set(sorted(numbers)[21:])
 
 
 def test_organizations_are_locked_in_order_and_after_the_numbers(database, until_somebody_waits):
@@ -165,12 +284,69 @@ def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, sh
     assert codes(carry_out(database, [order(shop, number)])[0]) == ["PLACED"]
 
 
+@pytest.mark.parametrize("table", ["phone_number", "organization"])
+def test_an_order_of_a_row_that_is_skipped_is_busy(database, shop, table):
+    """Nothing is known of it: neither that there is no such number, nor that its key is no good."""
+    waiting = order(shop, *shop.numbers(1))
+    with database.engine.begin() as connection:
+        connection.execute(text(f"SELECT FROM {table} FOR UPDATE"))
+        assert carry_out(database, [waiting], skip_locked=True) == [[Busy()]]
+
+
+def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, shop, until_somebody_waits):
+    """Its number was not locked, since there was an answer. That does not mean that there is no such number."""
+    answered, locked = shop.numbers(2)
+    batch = [keyed(order(shop, answered)), order(shop, locked)]
+    decisions = []
+    with database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', now()"), {"id": shop.id})
+    with database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": locked})
+        buyer = threading.Thread(target=lambda: decisions.extend(carry_out(database, batch)[0]))
+        buyer.start()
+        until_somebody_waits()
+        with database.engine.begin() as purge:
+            purge.execute(text("DELETE FROM idempotency_key"))
+    buyer.join()
+    assert decisions[0] == Busy()
+    assert codes(decisions[1:]) == ["PLACED"]
+
+
+def test_a_write_without_an_answer_in_time_may_have_sold(database, shop, monkeypatch):
+    """The server process has it and stands still. Here it goes on when we have given up."""
+    (number,) = shop.numbers(1)
+    decide, frozen = orders.decide, []
+
+    def freeze(batch, state):
+        os.kill(frozen[0], signal.SIGSTOP)
+        return decide(batch, state)
+
+    monkeypatch.setattr(orders, "decide", freeze)
+
+    async def run():
+        connection = await connect(database.url, Settings(), orders.STATEMENTS)
+        frozen.append(connection.backend_pid)
+        try:
+            async with connection.at_most(0.5):
+                await place(connection, [order(shop, number)], answer_of, LIMITS)
+        finally:
+            await connection.close()
+
+    try:
+        with pytest.raises(OutcomeUnknown):
+            asyncio.run(run())
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+    wait_until(shop.owned)
+
+
 def test_a_connection_lost_before_the_write_leaves_nothing(database, shop, monkeypatch):
     def cut(connection):
         monkeypatch.setattr(orders, "decide", lambda *args: (_end_backend(database, connection), [])[1])
 
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(OutcomeUnknown) as lost:  # of a transaction without orders
         carry_out(database, [order(shop, *shop.numbers(1))], meanwhile=cut)
+    assert lost.value.placed == []
     assert shop.owned() == set()
 
 
