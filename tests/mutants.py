@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+RUN_SECONDS_MAX = 600
 PARTS = ("server", "gen", "envoy", "protos", "tests", "pyproject.toml", "README.md", "Makefile")
 
 
@@ -30,6 +31,7 @@ ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/ordering.py", "se
 PIPELINE, CONNECTION = "server/store/pipeline.py", "server/order_connection.py"
 TRANSACTION = "tests/store/test_order_transaction.py"
 FAILOVER = "tests/store/test_failover.py"
+RETRIES = "tests/store/test_retries.py"
 MUTANTS = (
     Mutant("no sorted locking", ORDERS, ".order_by(_n.number)", ".order_by(func.md5(_n.number))", TRANSACTION),
     Mutant("no sorted locking of organizations", ORDERS, ".order_by(_o.id)", ".order_by(func.random())", TRANSACTION),
@@ -50,8 +52,8 @@ MUTANTS = (
     Mutant(
         "answer before commit",
         ORDERS,
-        "            raise OutcomeUnknown(placed) from error",
-        "            return",
+        "        raise OutcomeUnknown(placed) from error",
+        "        return",
         "tests/faults/test_connections.py tests/store/test_order_transaction.py",
     ),
     Mutant(
@@ -138,7 +140,7 @@ MUTANTS = (
         "if not isinstance(error, OutcomeUnknown):",
         FAILOVER,
     ),
-    Mutant("a warning with the COMMIT is ignored", ORDERS, "if connection.was_warned:", "if False:", FAILOVER),
+    Mutant("a warning with the COMMIT is ignored", ORDERS, " or connection.was_warned:", ":", FAILOVER),
     Mutant(
         "commits left behind are not counted",
         CONNECTION,
@@ -163,9 +165,9 @@ MUTANTS = (
     ),
     Mutant(
         "synchronous_commit is left off",
-        PIPELINE,
-        "WHERE current_setting('synchronous_commit') = 'off'",
-        "WHERE current_setting('synchronous_commit') = 'never'",
+        ORDERS,
+        "CASE durable WHEN 'off' THEN 'on' ELSE durable END",
+        "durable",
         FAILOVER,
     ),
     Mutant(
@@ -182,17 +184,156 @@ MUTANTS = (
         "if True:",
         "tests/unit/test_calls.py",
     ),
+    Mutant(
+        "a field of the order is answered and not kept",
+        ORDERS,
+        'TOLD: dict[str, Any] = {"inbound_url": Text, ',
+        "TOLD: dict[str, Any] = {",
+        TRANSACTION,
+    ),
+    Mutant(
+        "one field is kept as another",
+        ORDERS,
+        "**{name: t[name] for name in TOLD},",
+        "**{name: t[name] for name in TOLD} | {'status_url': t.inbound_url},",
+        TRANSACTION,
+    ),
+    Mutant(
+        "keyed orders lock numbers in no order",
+        ORDERS,
+        '("lock_unanswered", partial(_lock_numbers, _unanswered())),',
+        '("lock_unanswered", lambda **how: _lock_numbers(_unanswered(), **how).order_by(None)'
+        ".order_by(func.md5(_n.number))),",
+        TRANSACTION,
+    ),
+    Mutant(
+        "an import locks numbers in no order",
+        "server/store/inventory.py",
+        "      FROM change\n      ORDER BY number\n",
+        "      FROM change\n      ORDER BY md5(number)\n",
+        TRANSACTION,
+    ),
+    Mutant(
+        "READ COMMITTED is not asked for",
+        ORDERS,
+        '"BEGIN ISOLATION LEVEL READ COMMITTED"',
+        '"BEGIN"',
+        TRANSACTION,
+    ),
+    Mutant(
+        "a sale's time is when its transaction began",
+        ORDERS,
+        "select(func.clock_timestamp(), cast(_k.id, Text)",
+        "select(func.now(), cast(_k.id, Text)",
+        TRANSACTION,
+    ),
+    Mutant(
+        "a change's time is when its transaction began",
+        "server/store/admin.py",
+        "_NOW = func.clock_timestamp()",
+        "_NOW = func.now()",
+        TRANSACTION,
+    ),
+    Mutant(
+        "a number that was not locked does not exist",
+        ORDERS,
+        "if claims or skip_locked:",
+        "if skip_locked:",
+        TRANSACTION,
+    ),
+    Mutant(
+        "a number that was skipped does not exist",
+        ORDERS,
+        "if claims or skip_locked:",
+        "if claims:",
+        TRANSACTION,
+    ),
+    Mutant(
+        "an organization that was skipped is not busy",
+        ORDERS,
+        "        busy |= {order.organization_id for order in orders} - accounts.keys()\n",
+        "",
+        TRANSACTION,
+    ),
+    Mutant(
+        "a write without an answer in time is undone",
+        ORDERS,
+        "        if _is_certain(error):",
+        "        if _is_certain(error) or isinstance(error, asyncio.CancelledError):",
+        TRANSACTION,
+    ),
+    Mutant(
+        "what was in a deadlock is not run again",
+        CONNECTION,
+        "IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)",
+        "IN_THE_WAY = (errors.SerializationFailure,)",
+        RETRIES,
+    ),
+    Mutant(
+        "what could not be serialized is not run again",
+        CONNECTION,
+        "IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)",
+        "IN_THE_WAY = (errors.DeadlockDetected,)",
+        RETRIES,
+    ),
+    Mutant(
+        "503 for an unknown outcome when the database is away",
+        BATCHING,
+        "if pending.sent is None and pending.times_away >= AWAY_MAX:",
+        "if pending.times_away >= AWAY_MAX:",
+        RETRIES,
+    ),
+    Mutant(
+        "INTERNAL for an unknown outcome",
+        BATCHING,
+        "Refusal(Code.INTERNAL if pending.sent is None else Code.TIMEOUT)",
+        "Refusal(Code.INTERNAL)",
+        RETRIES,
+    ),
+    Mutant(
+        "503 for an unknown outcome when time is up",
+        "server/pending.py",
+        "if self.stage not in (Stage.TOLD, Stage.UNCONFIRMED):",
+        "if self.stage is not Stage.TOLD:",
+        RETRIES,
+    ),
+    Mutant(
+        "the queue has no end",
+        BATCHING,
+        "self._count >= self._orders_max or ",
+        "",
+        "tests/store/test_batching.py",
+    ),
+    Mutant(
+        "an order that is no longer wanted is lost",
+        "server/pending.py",
+        "        return unwanted\n",
+        "        return unwanted[1:]\n",
+        "tests/unit/test_pending.py",
+    ),
 )
 
 
 def main() -> int:
     """Run every mutant, or those whose names contain the words given; the number that nobody noticed."""
+    began = time.monotonic()
     wanted = [mutant for mutant in MUTANTS if all(word in mutant.name for word in sys.argv[1:])]
+    for mutant in wanted:
+        mutated(mutant, ROOT)
     survivors = [mutant.name for mutant in wanted if not is_noticed(mutant)]
-    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mutants were noticed")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mutants were noticed, {minutes:.0f} minutes")
     for name in survivors:
         print(f"NOT NOTICED: {name}")
     return len(survivors)
+
+
+def mutated(mutant: Mutant, root: Path) -> str:
+    """Its file's text with the mistake in it. Exits when the code has changed and the mistake fits no more."""
+    text = (root / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
+    return text.replace(mutant.old, mutant.new)
 
 
 def is_noticed(mutant: Mutant) -> bool:
@@ -204,11 +345,7 @@ def is_noticed(mutant: Mutant) -> bool:
         for part in PARTS:
             source = ROOT / part
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
-        file = copy / mutant.file
-        text = file.read_text()
-        if text.count(mutant.old) != 1:
-            raise SystemExit(f"{mutant.name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
-        file.write_text(text.replace(mutant.old, mutant.new))
+        (copy / mutant.file).write_text(mutated(mutant, copy))
         Path(folder).chmod(0o711)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()],
@@ -216,7 +353,7 @@ def is_noticed(mutant: Mutant) -> bool:
             env=os.environ | {"PYTHONPATH": f"{copy}:{copy / 'gen'}"},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=RUN_SECONDS_MAX,
             check=False,
         )
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]

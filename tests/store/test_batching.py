@@ -124,12 +124,26 @@ def test_without_a_database_an_order_is_certainly_not_carried_out():
     assert run(NOWHERE, lambda batcher: outcome(batcher, order(uuid7(), "+12"))) is Code.UNAVAILABLE
 
 
-def test_beyond_the_queue_orders_are_refused_at_once():
-    async def work(batcher):
-        return await asyncio.gather(*(outcome(batcher, order(uuid7(), "+12"), 0.2) for _ in range(12)))
+def test_beyond_the_queue_orders_are_refused_at_once(database, shop, until_somebody_waits):
+    numbers = shop.numbers(12)
 
-    answers = run(NOWHERE, work, queue_orders_max=10)
-    assert answers == [Code.UNAVAILABLE] * 12
+    async def work(batcher):
+        def buy(number):
+            return asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id)))
+
+        taken = [buy(number) for number in numbers[:10]]
+        await asyncio.to_thread(until_somebody_waits)
+        refused = buy(numbers[10])
+        await asyncio.sleep(0)  # one step is all that it needs
+        assert refused.done()
+        assert not any(waiting.done() for waiting in taken)
+        lock.close()
+        return await refused, await asyncio.gather(*taken), await buy(numbers[11])
+
+    lock = database.engine.connect()
+    lock.execute(text("SELECT FROM organization FOR UPDATE"))
+    assert run(database.url, work, queue_orders_max=10) == (Code.UNAVAILABLE, ["PLACED"] * 10, "PLACED")
+    assert shop.owned() == {*numbers[:10], numbers[11]}
 
 
 # ---------------------------------------------------------------- rows that others keep locked
