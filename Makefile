@@ -31,9 +31,10 @@ gen: $(READY) ## regenerate gen/ from protos/
 check-gen: $(READY) ## fail when gen/ is not what protos/ says
 	$(RUN) python protos/generate.py && git diff --exit-code -- gen && test -z "$$(git status --porcelain -- gen)"
 
-lint: $(READY) ## ruff, mypy, buf lint
+lint: $(READY) ## ruff, mypy, buf lint, squawk
 	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py
 	$(RUN) python protos/generate.py --image $(VENV)/image.binpb && $(RUN) buf lint $(VENV)/image.binpb --path ordernumbers
+	$(RUN) squawk server/store/migrations/versions/*.sql
 
 pins: $(READY) ## resolve requirements.txt anew from pyproject.toml
 	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 import typer
 from psycopg.errors import UndefinedColumn, UndefinedTable
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from typer.exceptions import TyperException
 
@@ -26,7 +26,7 @@ from server.errors import BadInput
 from server.keys import SCOPES
 from server.money import format_amount, parse_amount
 from server.store import admin
-from server.store.engine import admin_engine
+from server.store.engine import admin_engine, in_transaction
 from server.store.tables import CAMPAIGN_STATUSES, IDENTITY_STATUSES
 
 if TYPE_CHECKING:
@@ -89,13 +89,22 @@ def main() -> None:
 
 @app.command()
 def up(
-    no_demo: Annotated[bool, typer.Option("--no-demo", help="Without a demo organization.")] = False,
+    demo: Annotated[
+        bool | None,
+        typer.Option("--demo/--no-demo", help="Make a demo organization; by default not in DATABASE_URL's database."),
+    ] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Bring DATABASE_URL's database to the newest schema first.")
+    ] = False,
     _as_json: Json = False,
 ) -> None:
-    """Run everything on this machine: PostgreSQL, migrations, demo data, servers and Envoy, until Ctrl-C."""
+    """Run everything on this machine: PostgreSQL, migrations, demo data, servers and Envoy, until Ctrl-C.
+
+    With DATABASE_URL it runs on that database, and migrates it or puts a demo into it only when told.
+    """
     from server.local.up import run  # noqa: PLC0415
 
-    run(settings(), demo=not no_demo)
+    run(settings(), demo=demo, migrate=migrate)
 
 
 @app.command()
@@ -105,8 +114,7 @@ def serve(_as_json: Json = False) -> None:
     from server.store import migrations  # noqa: PLC0415
 
     url = _database_url()
-    if migrations.current(admin_engine(url)) != migrations.newest():
-        raise BadInput(MIGRATE)
+    migrations.require(admin_engine(url))
     run(settings(), url)
 
 
@@ -142,10 +150,12 @@ def db_upgrade(as_json: Json = False) -> None:
 
 @app.command()
 def check(as_json: Json = False) -> None:
-    """Verify the invariants of numbers, assignments, orders, balances and ledger. It may run while orders are taken."""
-    from server.store.check import violations  # noqa: PLC0415
+    """Verify the invariants of numbers, assignments, orders, balances and ledger, and that the database keeps what it
+    acknowledged. It may run while orders are taken."""
+    from server.store.check import durability, violations  # noqa: PLC0415
 
-    found = violations(admin_engine(_database_url()))
+    engine = admin_engine(_database_url())
+    found = [*violations(engine), *durability(engine)]
     _tell(as_json, {"ok": not found, "violations": found}, "\n".join(found) or "All invariants hold.")
     if found:
         raise typer.Exit(1)
@@ -350,7 +360,6 @@ def _shown_progress() -> "Iterator[Progress]":
 
 # ---------------------------------------------------------------- in common
 
-MIGRATE = "the database does not have this version's schema: run `ordernumbers db upgrade`"
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -366,9 +375,7 @@ def _database_url() -> str:
 
 
 def _in_transaction(work: Callable[[Connection], T]) -> T:
-    engine: Engine = admin_engine(_database_url())
-    with engine.begin() as connection:
-        return work(connection)
+    return in_transaction(admin_engine(_database_url()), work)
 
 
 def _created_key(
@@ -440,10 +447,21 @@ def _fail(reason: str, as_json: bool, status: int = 1, more: Mapping[str, Any] |
     sys.exit(status)
 
 
+def _schema_trouble() -> str:
+    """Why a table or a column is not there."""
+    from server.store import migrations  # noqa: PLC0415
+
+    try:
+        migrations.require(admin_engine(_database_url()))
+    except BadInput as error:
+        return str(error)
+    return "the database's schema is not what its revision says"
+
+
 def _trouble(error: BaseException | None) -> str:
     """What the database or the way to it said, in a sentence without a password."""
     if isinstance(error, UndefinedTable | UndefinedColumn):
-        return MIGRATE
+        return _schema_trouble()
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return f"the database answered: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError):

@@ -116,6 +116,11 @@ class Placed(NamedTuple):
     total_micros: int
     account: Account
 
+    @property
+    def prices_micros(self) -> tuple[int, ...]:
+        """Of each number, in the order's order."""
+        return tuple(number.price_micros for number in self.numbers)
+
 
 class Replayed(NamedTuple):
     """An order that had been carried out before under its idempotency key: what was answered then."""

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
@@ -35,22 +34,24 @@ PORT_WAIT_SECONDS = 2.0
 POLL_SECONDS = 0.1
 
 
-def run(settings: Settings, demo: bool = True) -> None:
+def run(settings: Settings, *, demo: bool | None = None, migrate: bool = False) -> None:
     """Run everything until SIGTERM, SIGINT or the death of our parent; with `demo`, there is something to order.
 
-    Uses the database of DATABASE_URL if that is set, else one of its own in the data folder. Raises BadInput saying
-    why it cannot start.
+    Uses the database of DATABASE_URL if that is set, else one of its own in the data folder, which it migrates. In the
+    former it changes nothing that it was not told to. Raises BadInput saying why it cannot start.
     """
     log_as_json()
-    asyncio.run(until_stopped(_up(settings, demo)))
+    is_own = settings.database_url is None
+    asyncio.run(until_stopped(_up(settings, demo=is_own if demo is None else demo, migrate=is_own or migrate)))
 
 
-async def _up(settings: Settings, demo: bool) -> None:
+async def _up(settings: Settings, *, demo: bool, migrate: bool) -> None:
     began = time.monotonic()
     parent_watch = asyncio.create_task(_stop_with(os.getppid()))
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(_database(settings))
-        example = await asyncio.to_thread(_prepare, url, settings.data_dir, demo)
+        await asyncio.to_thread(_prepare, url, migrate=migrate)
+        example = await asyncio.to_thread(_example, url, settings.data_dir) if demo else Example([], WITHOUT_DEMO)
         # No grace for being told of: when they are stopped the edge is gone already.
         servers = workers(settings.model_copy(update={"drain_seconds": 0}), url)
         await stack.enter_async_context(kept(servers))
@@ -114,16 +115,22 @@ class Example(NamedTuple):
     reason: str = ""
 
 
-def _prepare(url: str, data_dir: Path, demo: bool) -> Example:
+WITHOUT_DEMO = "There is no demo here. `ordernumbers up --demo` makes one in a database without organizations."
+
+
+def _prepare(url: str, *, migrate: bool) -> None:
+    """See that the database has our schema. Raises BadInput saying what to do when it has not, or does not answer."""
     engine = admin_engine(url)
     try:
-        migrations.upgrade(engine)
-        return _example(engine, data_dir) if demo else Example([], "There is no demo, as you said.")
+        if migrate:
+            migrations.upgrade(engine)
+        migrations.require(engine)
     except OperationalError as error:
         raise BadInput(f"the database does not answer: {error.orig}") from None
 
 
-def _example(engine: Engine, data_dir: Path) -> Example:
+def _example(url: str, data_dir: Path) -> Example:
+    engine = admin_engine(url)
     data_dir.mkdir(parents=True, exist_ok=True)
     if not make_demo(engine, data_dir):
         return Example([], "There is no demo: the database has organizations, and none of them is in our data folder.")

@@ -1,19 +1,26 @@
-"""The invariants: what must hold of numbers, assignments, orders, balances and the ledger at every moment.
+"""The invariants: what must hold of numbers, assignments, orders, balances and the ledger at every moment; and whether
+the database keeps what it has acknowledged.
 
-Each finding comes from one statement, which sees one moment, so sales going on meanwhile raise no false alarm; and each
-statement looks at one range of keys only, since a long snapshot keeps a busy organization's row from being cleaned up.
+Sales going on meanwhile raise no false alarm: a finding comes from one statement, which sees one moment, or of rows
+that are never deleted, read after what must come with them. Each statement looks at one range of keys only, since a
+long snapshot keeps a busy organization's row from being cleaned up.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import chain, zip_longest
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import Connection, Engine, text
+
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
+from server.store.pairing import wrong_orders
 
 RANGE_ROWS = 5000
 """How much one statement looks at: some tens of milliseconds."""
+ANSWERS_ROWS = 500
+"""The same of kept answers, which name up to 100 numbers each."""
 
 
 class Rule(NamedTuple):
@@ -102,38 +109,6 @@ ASSIGNMENTS = Walk(
             FROM assignment
             WHERE {in_range} AND campaign_id IS NOT NULL AND NOT EXISTS (
                 SELECT FROM campaign c WHERE (c.organization_id, c.id) = (assignment.organization_id, campaign_id)
-              )
-            ORDER BY organization_id, id
-            """,
-        ),
-    ),
-)
-
-ORDERS = Walk(
-    "orders",
-    ("organization_id", "id"),
-    (
-        # There is no index by order. An order's assignments are named just after it, so the search upward from its id
-        # ends at once; only orders that it finds nothing for are looked for in all of the organization's assignments.
-        Rule(
-            "order {id} has no assignment",
-            """
-            WITH suspect AS MATERIALIZED (
-              SELECT organization_id, id
-              FROM orders
-              LEFT JOIN LATERAL (
-                SELECT true AS found
-                FROM assignment a
-                WHERE a.organization_id = orders.organization_id AND a.id > orders.id AND a.order_id = orders.id
-                ORDER BY a.id
-                LIMIT 1
-              ) ahead ON true
-              WHERE found IS NULL AND {in_range}
-            )
-            SELECT id
-            FROM suspect
-            WHERE NOT EXISTS (
-                SELECT FROM assignment a WHERE a.organization_id = suspect.organization_id AND a.order_id = suspect.id
               )
             ORDER BY organization_id, id
             """,
@@ -266,17 +241,33 @@ IDEMPOTENCY_KEYS = Walk(
 _NIL = UUID(int=0)
 _FIRST: Mapping[str, Any] = {"number": "", "key": "", "organization_id": _NIL, "id": _NIL, "entry_no": -(2**63)}
 
+_LOST = {
+    "fsync": "a crash of the machine may lose acknowledged orders and damage the database",
+    "full_page_writes": "a crash of the machine may damage the database",
+    "synchronous_commit": "a crash may lose what was acknowledged by programs that do not turn it on for themselves",
+}
+
 
 def violations(engine: Engine) -> list[str]:
     """Every invariant that does not hold, a sentence each that names the row. Safe to run while orders are taken."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # A range is few rows of perhaps very many: only an index may lead from them to other tables.
-        connection.execute(text("SET enable_seqscan = off"))
-        connection.execute(text("SET enable_hashjoin = off"))
-        connection.execute(text("SET enable_mergejoin = off"))
-        walks = (PHONE_NUMBERS, ASSIGNMENTS, ORDERS, LEDGER, ORGANIZATIONS, IDEMPOTENCY_KEYS)
+        # A range is few rows of perhaps very many: an index leads from each to other tables, whatever is known of them.
+        for way in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin"):
+            connection.execute(text(f"SET enable_{way} = off"))
+        walks = (PHONE_NUMBERS, ASSIGNMENTS, LEDGER, ORGANIZATIONS, IDEMPOTENCY_KEYS)
         found = chain.from_iterable(_broken(connection, walk) for walk in walks)
-        return [*found, *_orders_not_paid_once(connection)]
+        return [*found, *wrong_orders(connection, RANGE_ROWS), *_wrong_answers(connection)]
+
+
+def durability(engine: Engine) -> list[str]:
+    """Each setting of the database by which a crash may lose what was acknowledged, in a sentence."""
+    query = text("SELECT name FROM pg_settings WHERE name = ANY(:names) AND reset_val = 'off' ORDER BY name")
+    with engine.connect() as connection:
+        off = connection.execute(query, {"names": list(_LOST)}).scalars().all()
+    return [f"the database's setting {name} is off: {_LOST[name]}" for name in off]
+
+
+# ---------------------------------------------------------------- rules of single ranges
 
 
 def _broken(connection: Connection, walk: Walk) -> Iterator[str]:
@@ -318,60 +309,49 @@ def _values(bound: str, key: tuple[str, ...]) -> str:
     return f"({', '.join(f':{bound}_{column}' for column in key)})"
 
 
-def _orders_not_paid_once(connection: Connection) -> Iterator[str]:
-    """Orders that have not exactly one ledger entry; no index leads from an order to its entry."""
-    for organization_id in connection.execute(text("SELECT id FROM organization ORDER BY id")).scalars().all():
-        suspects = _unpaired(connection, organization_id)
-        if not suspects:
-            continue
-        counted = connection.execute(text(ENTRIES_OF_ORDERS), {"organization_id": organization_id, "ids": suspects})
-        yield from (f"order {row.id} has {row.entries} ledger entries" for row in counted if row.entries != 1)
+# ---------------------------------------------------------------- kept answers
 
 
-def _unpaired(connection: Connection, organization_id: UUID) -> list[UUID]:
-    """Orders that are not met once among the organization's orders and once in its ledger.
-
-    Both are read at the same pace and come in nearly the same order, so few wait for their pair at a time. Sales going
-    on meanwhile leave some that are in order.
-    """
-    orders = _pages(connection, ORDER_IDS, organization_id, _NIL)
-    entries = _pages(connection, LEDGER_ORDER_IDS, organization_id, 0)
-    unpaired: Counter[UUID] = Counter()
-    for order_ids, paid_ids in zip_longest(orders, entries, fillvalue=()):
-        unpaired.update(order_ids)
-        unpaired.subtract(paid_ids)
-        unpaired = Counter({order_id: count for order_id, count in unpaired.items() if count})
-    return list(unpaired)
-
-
-def _pages(connection: Connection, sql: str, organization_id: UUID, after: Any) -> Iterator[list[UUID]]:
-    keys = {"organization_id": organization_id, "rows": RANGE_ROWS}
-    while rows := connection.execute(text(sql), {**keys, "after": after}).all():
-        yield [order_id for _, order_id in rows if order_id is not None]
-        after = rows[-1][0]
-
-
-ORDER_IDS = """
-    SELECT id, id AS order_id
-    FROM orders
-    WHERE organization_id = :organization_id AND id > :after
-    ORDER BY id
+ANSWERS = """
+    SELECT i.organization_id, i.key, i.order_id, i.answer, o.number_count
+    FROM idempotency_key i JOIN orders o ON (o.organization_id, o.id) = (i.organization_id, i.order_id)
+    WHERE (i.organization_id, i.key) > (:organization_id, :key) AND answer <> ''
+    ORDER BY i.organization_id, i.key
     LIMIT :rows
 """
-LEDGER_ORDER_IDS = """
-    SELECT entry_no, order_id
-    FROM ledger_entry
-    WHERE organization_id = :organization_id AND entry_no > :after
-    ORDER BY entry_no
-    LIMIT :rows
+ASSIGNED = """
+    SELECT a.organization_id, a.order_id, a.id, a.number
+    FROM unnest(CAST(:organization_ids AS uuid[]), CAST(:ids AS uuid[])) AS told (organization_id, id)
+    JOIN assignment a USING (organization_id, id)
 """
-ENTRIES_OF_ORDERS = """
-    SELECT id, (
-        SELECT count(*)
-        FROM ledger_entry l
-        WHERE l.organization_id = orders.organization_id AND l.order_id = orders.id
-      ) AS entries
-    FROM orders
-    WHERE organization_id = :organization_id AND id = ANY(:ids)
-    ORDER BY id
-"""
+
+
+def _wrong_answers(connection: Connection) -> Iterator[str]:
+    """Answers kept under idempotency keys that do not name the assignments of their order, each once."""
+    after: dict[str, Any] = {"organization_id": _NIL, "key": ""}
+    while page := connection.execute(text(ANSWERS), {**after, "rows": ANSWERS_ROWS}).all():
+        after = {"organization_id": page[-1].organization_id, "key": page[-1].key}
+        told = [_told(kept.answer) for kept in page]
+        assigned = _assigned(connection, zip((kept.organization_id for kept in page), told, strict=True))
+        for kept, rows in zip(page, told, strict=True):
+            order = kept.organization_id, kept.order_id
+            is_whole = len(rows) == len(set(rows)) == (kept.number_count or len(rows)) > 0
+            if not is_whole or not assigned.issuperset((*order, *row) for row in rows):
+                yield "an idempotency key of organization {} keeps an answer that is not order {}'s".format(*order)
+
+
+def _told(answer: bytes) -> list[tuple[UUID, str]]:
+    """The assignments that an answer names, with their numbers; none if it is no answer to an order."""
+    try:
+        return [(UUID(row.id), row.number) for row in OrderNumbersResponse.FromString(answer).data]
+    except (DecodeError, ValueError):
+        return []
+
+
+def _assigned(
+    connection: Connection, told: Iterable[tuple[UUID, list[tuple[UUID, str]]]]
+) -> set[tuple[UUID, UUID, UUID, str]]:
+    """Organization, order, id and number of those assignments that exist."""
+    keys = [(organization_id, id_) for organization_id, rows in told for id_, _ in rows]
+    values = {"organization_ids": [key[0] for key in keys], "ids": [key[1] for key in keys]}
+    return {tuple(row) for row in connection.execute(text(ASSIGNED), values)}

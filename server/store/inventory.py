@@ -8,8 +8,9 @@ transactions behind and no harm: run again, it finds those rows done and writes 
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import psycopg
 from phonenumbers import (
@@ -24,6 +25,7 @@ from sqlalchemy import Connection, Engine, text
 
 from server.errors import BadInput
 from server.money import parse_amount
+from server.store.engine import again
 from server.store.tables import NUMBER_TYPES
 
 COLUMNS = ("number", "number_type", "sms_enabled", "mms_enabled", "price")
@@ -195,13 +197,17 @@ def _write(connection: Connection, progress: Progress) -> tuple[int, int, int]:
     total: int = connection.execute(text("SELECT count(DISTINCT number) FROM import_row")).scalar_one()
     added = updated = done = 0
     after: str | None = ""
-    while (portion := connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS}).one()).last is not None:
+    while (portion := again(partial(_write_portion, connection, after))).last is not None:
         after = portion.last
         added, updated, done = added + portion.added, updated + portion.updated, done + portion.rows
         progress("writing", done, total)
     if added or updated:
         connection.execute(text("ANALYZE phone_number"))  # plans made for a small table are bad for a large one
     return added, updated, total - added - updated
+
+
+def _write_portion(connection: Connection, after: str | None) -> Any:
+    return connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS}).one()
 
 
 STAGE = """

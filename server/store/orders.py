@@ -200,6 +200,7 @@ PLACED = Rows(
     balance_micros=(BigInteger, "account.balance_micros"),
     numbers=(ARRAY(Text), "order.numbers"),
     assignment_ids=(ARRAY(Uuid), "order.assignment_ids"),
+    prices_micros=(ARRAY(BigInteger), "prices_micros"),
     **{name: (type_, f"order.{name}") for name, type_ in TOLD.items()},
 )
 """An order that was placed: a row of a `Placed`."""
@@ -217,10 +218,11 @@ def _write() -> Any:
     """What was placed, into every table that tells of it: each is touched once."""
     placed = select(PLACED.table(), _instant("at").label("at")).cte("placed")
     p = placed.c
-    numbers = func.unnest(p.assignment_ids, p.numbers).table_valued(column("id", Uuid), column("number", Text))
+    each = (column("id", Uuid), column("number", Text), column("price_micros", BigInteger))
+    numbers = func.unnest(p.assignment_ids, p.numbers, p.prices_micros).table_valued(*each)
     t = numbers.render_derived("taken").c
     taken = (
-        select(p.organization_id, t.id, p.id.label("order_id"), t.number, p.at, *(p[name] for name in TOLD))
+        select(p.organization_id, p.id.label("order_id"), *t, p.at, *(p[name] for name in TOLD))
         .select_from(placed.join(t.id.table, true()))
         .cte("taken")
     )
@@ -238,6 +240,7 @@ def _write() -> Any:
         api_key_id=p.api_key_id,
         request_id=p.request_id,
         total_micros=p.total_micros,
+        number_count=func.cardinality(p.numbers),
         created_at=p.at,
     )
     new_assignments = _insert(
@@ -246,6 +249,7 @@ def _write() -> Any:
         id=t.id,
         order_id=t.order_id,
         number=t.number,
+        price_micros=t.price_micros,
         created_at=t.at,
         updated_at=t.at,
         **{name: t[name] for name in TOLD},

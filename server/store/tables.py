@@ -131,6 +131,7 @@ orders = Table(
     Column("request_id", Text, nullable=False),
     Column("total_micros", BigInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("number_count", BigInteger),  # null: by a server that did not know the column
     PrimaryKeyConstraint("organization_id", "id", name="orders_pkey"),
     CheckConstraint("total_micros >= 0", name="orders_total_not_negative"),
     ForeignKeyConstraint(
@@ -138,6 +139,8 @@ orders = Table(
     ),
 )
 
+# No index by order: the check does without (pairing.py), and one costs each sale 5 % of the database's CPU (118 us
+# instead of 111 to 113, in batches of 64 orders).
 assignment = Table(
     "assignment",
     metadata,
@@ -152,6 +155,7 @@ assignment = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("released_at", Instant),
+    Column("price_micros", BigInteger),  # what the number cost; null: by a server that did not know the column
     PrimaryKeyConstraint("organization_id", "id", name="assignment_pkey"),
     ForeignKeyConstraint(
         ["organization_id", "order_id"], ["orders.organization_id", "orders.id"], name="assignment_order_fkey"

@@ -77,12 +77,12 @@ def shop(database):
 
 SELL = [
     """
-    INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, created_at)
-    VALUES (:organization, :order, :key, 'a request', 1000000, clock_timestamp())
+    INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, number_count, created_at)
+    VALUES (:organization, :order, :key, 'a request', 1000000, 1, clock_timestamp())
     """,
     """
-    INSERT INTO assignment (organization_id, id, order_id, number, created_at, updated_at)
-    VALUES (:organization, :assignment, :order, :number, clock_timestamp(), clock_timestamp())
+    INSERT INTO assignment (organization_id, id, order_id, number, price_micros, created_at, updated_at)
+    VALUES (:organization, :assignment, :order, :number, 1000000, clock_timestamp(), clock_timestamp())
     """,
     "UPDATE phone_number SET assignment_id = :assignment WHERE number = :number",
     """

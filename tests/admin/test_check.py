@@ -8,11 +8,13 @@ import pytest
 from sqlalchemy import event, text
 from uuid_utils.compat import uuid7
 
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse, PhoneNumber
 from server.store import check
 from server.store.check import violations
 from server.store.engine import admin_engine
 from tests.admin.conftest import SELL, sell
 from tests.shop import CREDIT_MICROS, Shop
+from tests.stack import wait_until
 
 ORDERED = CREDIT_MICROS - 1_000_000
 
@@ -51,14 +53,15 @@ def test_a_number_sold_twice(damage, sold):
     found = damage(
         "DROP INDEX assignment_one_live_per_number",
         """
-        INSERT INTO assignment (organization_id, id, order_id, number, created_at, updated_at)
-        VALUES (:organization, :second, :order, :number, now(), now())
+        INSERT INTO assignment (organization_id, id, order_id, number, price_micros, created_at, updated_at)
+        VALUES (:organization, :second, :order, :number, 0, now(), now())
         """,
         second=second,
     )
     assert found == [
         f"number {sold['number']} has 2 live assignments",
         f"assignment {second} is live, and its number {sold['number']} is marked as assigned by {sold['assignment']}",
+        f"order {sold['order']} is of 1 numbers, and has 2 assignments",
     ]
 
 
@@ -118,10 +121,94 @@ def test_an_order_without_an_assignment(damage, sold):
     assert found == [f"order {sold['order']} has no assignment"]
 
 
-def test_an_assignment_whose_id_is_older_than_its_orders_is_found(damage):
-    older = UUID(int=7)
-    changed = "UPDATE assignment SET id = :older WHERE id = :assignment"
-    assert damage(changed, "UPDATE phone_number SET assignment_id = :older WHERE number = :number", older=older) == []
+OF_ONE = ()
+OF_THREE = ("UPDATE orders SET number_count = 3 WHERE id = :order",)
+# What a server wrote that knew neither column.
+OF_OLD = ("UPDATE orders SET number_count = NULL", "UPDATE assignment SET price_micros = NULL")
+# Two more numbers of the order, whose ids sort anyhow.
+MORE = tuple(
+    f"""
+    WITH number AS (
+      INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros, assignment_id)
+      VALUES ('+{i}', 'local', true, true, 0, gen_random_uuid())
+      RETURNING *
+    )
+    INSERT INTO assignment (organization_id, id, order_id, number, price_micros, created_at, updated_at)
+    SELECT :organization, assignment_id, :order, number, 0, now(), now() FROM number
+    """
+    for i in (1, 2)
+)
+# Every assignment's id before that of every order.
+SORT_BEFORE = (
+    "UPDATE assignment SET id = ('00000000' || right(id::text, -8))::uuid",
+    "UPDATE phone_number SET assignment_id = ('00000000' || right(assignment_id::text, -8))::uuid",
+)
+
+
+def test_an_order_of_three_numbers_that_has_two(damage, sold):
+    found = damage(*OF_THREE, *MORE[:1])
+    assert found == [f"order {sold['order']} is of 3 numbers, and has 2 assignments"]
+
+
+def test_an_order_of_as_many_numbers_as_it_says(damage):
+    assert damage(*OF_THREE, *MORE) == []
+
+
+def test_an_order_and_its_ledger_entry_that_both_say_nothing_was_paid(damage, sold):
+    found = damage(
+        "UPDATE orders SET total_micros = 0 WHERE id = :order",
+        "UPDATE ledger_entry SET amount_micros = 0 WHERE order_id = :order",
+        "UPDATE ledger_entry SET balance_micros = balance_micros + 1000000 WHERE entry_no > 1",
+        "UPDATE organization SET balance_micros = balance_micros + 1000000",
+    )
+    assert found == [f"order {sold['order']} has a total of 0 micros, and its numbers cost 1000000"]
+
+
+def test_an_assignment_without_a_price_in_an_order_that_knows_its_numbers(damage, sold):
+    assert damage("UPDATE assignment SET price_micros = NULL WHERE id = :assignment") == [
+        f"order {sold['order']} has a total of 1000000 micros, and its numbers cost 0"
+    ]
+
+
+def test_an_order_of_old_is_in_order_with_one_number_or_more(damage):
+    assert damage(*OF_OLD) == []
+    assert damage(*MORE, *OF_OLD) == []
+
+
+def test_an_order_of_old_without_an_assignment(damage, sold):
+    found = damage(
+        *OF_OLD,
+        "DELETE FROM assignment WHERE id = :assignment",
+        "UPDATE phone_number SET assignment_id = NULL WHERE number = :number",
+    )
+    assert found == [f"order {sold['order']} has no assignment"]
+
+
+@pytest.mark.parametrize("said", [OF_THREE, OF_OLD], ids=["counted", "of old"])
+def test_assignments_whose_ids_are_older_than_their_orders_are_found(damage, said):
+    assert damage(*MORE, *said, *SORT_BEFORE) == []
+
+
+@pytest.mark.parametrize("said", [OF_ONE, OF_OLD], ids=["counted", "of old"])
+def test_the_work_grows_with_the_rows_whatever_the_order_of_their_ids(damaged, said):
+    """Each assignment is read a few times, though all of them sort before their orders."""
+    shop, count = Shop.open(damaged.engine), 300
+    for number in shop.numbers(count):
+        sell(shop, number)
+    with damaged.engine.begin() as connection:
+        for statement in (*SORT_BEFORE, *said):
+            connection.execute(text(statement))
+    before = rows_read(damaged)
+    assert violations(damaged.engine) == []
+    wait_until(lambda: rows_read(damaged) > before)
+    assert rows_read(damaged) - before < 20 * count
+
+
+def rows_read(database):
+    """Assignments that finished sessions have read in all, as PostgreSQL counts them."""
+    query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'assignment'"
+    with database.engine.connect() as connection:
+        return connection.execute(text(query)).scalar_one()
 
 
 def test_an_order_that_was_not_paid(damage, sold):
@@ -145,7 +232,8 @@ def test_an_order_paid_more_than_once(damage, sold, times):
 def test_an_order_paid_with_another_amount(damage, sold):
     assert damage("UPDATE orders SET total_micros = 1000001 WHERE id = :order") == [
         f"ledger of organization {sold['organization']}: entry 2 takes 1000000 micros "
-        f"for order {sold['order']}, whose total is 1000001"
+        f"for order {sold['order']}, whose total is 1000001",
+        f"order {sold['order']} has a total of 1000001 micros, and its numbers cost 1000000",
     ]
 
 
@@ -265,14 +353,67 @@ def test_a_sale_in_the_middle_is_not_seen_by_half(database, shop):
             assert violations(database.engine) == []
 
 
+REMEMBER = "INSERT INTO idempotency_key VALUES (:organization, 'k', '', :kept, :answer, now())"
+
+
 @pytest.mark.parametrize(
     ("order", "answer", "finding"),
     [
         (UUID(int=7), "x", f"is for order {UUID(int=7)}, which is not there"),
         (None, "", "keeps no answer for order {order}"),
+        (None, "x", "keeps an answer that is not order {order}'s"),
     ],
 )
 def test_an_idempotency_key_without_its_order_or_answer(damage, sold, order, answer, finding):
-    remember = "INSERT INTO idempotency_key VALUES (:organization, 'k', '', :kept, :answer, now())"
-    found = damage(remember, kept=order or sold["order"], answer=answer.encode())
+    found = damage(REMEMBER, kept=order or sold["order"], answer=answer.encode())
     assert found == [f"an idempotency key of organization {sold['organization']} {finding.format(**sold)}"]
+
+
+def kept_answer(*rows):
+    return OrderNumbersResponse(
+        success=True, data=[PhoneNumber(id=str(id_), number=number) for id_, number in rows]
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize("said", [OF_ONE, OF_OLD], ids=["counted", "of old"])
+def test_a_kept_answer_that_is_its_order_s_is_in_order(damage, sold, said):
+    answer = kept_answer((sold["assignment"], sold["number"]))
+    released = "UPDATE assignment SET released_at = now() WHERE id = :assignment"
+    free = "UPDATE phone_number SET assignment_id = NULL WHERE number = :number"
+    assert damage(*said, REMEMBER, kept=sold["order"], answer=answer) == []
+    assert damage(released, free) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("{assignment}", "+19")], OF_ONE),
+        ([(str(UUID(int=7)), "{number}")], OF_ONE),
+        ([("no id", "{number}")], OF_ONE),
+        ([("{assignment}", "{number}")] * 2, OF_OLD),
+        ([("{assignment}", "{number}")], (*OF_THREE, *MORE)),
+        ([], OF_OLD),
+    ],
+    ids=["another number", "another id", "no id", "a number twice", "a part", "nothing"],
+)
+def test_a_kept_answer_that_is_not_its_order_s(damage, sold, rows, said):
+    answer = kept_answer(*((id_.format(**sold), number.format(**sold)) for id_, number in rows)) or b"\x08\x01"
+    found = damage(*said, REMEMBER, kept=sold["order"], answer=answer)
+    assert found == [
+        f"an idempotency key of organization {sold['organization']} keeps an answer that is not order {sold['order']}'s"
+    ]
+
+
+def test_a_kept_answer_that_is_another_order_s(damage, damaged, sold):
+    with damaged.engine.connect() as connection:
+        query = text("SELECT id, number FROM assignment WHERE id <> :assignment")
+        answer = kept_answer(connection.execute(query, sold).one())
+    assert damage(REMEMBER, kept=sold["order"], answer=answer) == [
+        f"an idempotency key of organization {sold['organization']} keeps an answer that is not order {sold['order']}'s"
+    ]
+
+
+def test_every_kept_answer_is_looked_at(damage, sold, monkeypatch):
+    monkeypatch.setattr(check, "ANSWERS_ROWS", 2)
+    keys = "SELECT :organization, 'k' || i, '', :order, 'x', now() FROM generate_series(1, 7) i"
+    assert len(damage(f"INSERT INTO idempotency_key {keys}")) == 7

@@ -47,8 +47,8 @@ charged AS (
   RETURNING id, balance_micros, entry_no, sold.*
 ),
 new_order AS (
-  INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, created_at)
-  SELECT id, order_id, {KEY_ID.format(no=":no")}, '01ARZ3NDEKTSV4RRFFQ69G5FAV', price_micros, now()
+  INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, number_count, created_at)
+  SELECT id, order_id, {KEY_ID.format(no=":no")}, '01ARZ3NDEKTSV4RRFFQ69G5FAV', price_micros, 1, now()
   FROM charged
 ),
 new_entry AS (
@@ -56,8 +56,8 @@ new_entry AS (
   SELECT id, entry_no, 'order', -price_micros, balance_micros, order_id, now()
   FROM charged
 )
-INSERT INTO assignment (organization_id, id, order_id, number, created_at, updated_at)
-SELECT id, assignment_id, order_id, number, now(), now()
+INSERT INTO assignment (organization_id, id, order_id, number, price_micros, created_at, updated_at)
+SELECT id, assignment_id, order_id, number, price_micros, now(), now()
 FROM charged
 """
 # k counts a client's own orders, so that no two orders want the same number.

@@ -8,9 +8,12 @@ import stat
 from urllib.request import urlopen
 
 import httpx
+import psycopg
 import pytest
 
 from server.local.postgres import EmbeddedPostgres
+from server.store import migrations
+from server.store.engine import admin_engine
 from tests.conftest import open_folder
 from tests.stack import Up, gone, local_settings, wait_until
 
@@ -88,6 +91,30 @@ def test_without_demo_there_is_none(open_path):
     with Up(settings, open_path, "--no-demo").until_ready() as up:
         assert up.command("inventory", "stats")["local"]["available"] == 0
         assert not (settings.data_dir / "demo.key").exists()
+
+
+# ---------------------------------------------------------------- on a database of one's own
+
+
+def test_a_database_of_one_s_own_is_neither_migrated_nor_given_a_demo_unless_told(postgres, open_path):
+    url = _empty(postgres, "own")
+    settings = local_settings(open_path / ".data", database_url=url, workers=1)
+    untold = Up(settings, open_path)
+    assert untold.until_ended() == 1
+    assert "the database does not have this version's schema: run `ordernumbers db upgrade`" in untold.logs
+    assert migrations.current(admin_engine(url)) is None
+    with Up(settings, open_path, "--migrate").until_ready() as migrated:
+        assert "There is no demo" in migrated.banner
+        assert "ordernumbers up --demo" in migrated.banner
+        assert migrated.command("inventory", "stats")["local"]["available"] == 0
+    with Up(settings, open_path, "--demo").until_ready() as demo:
+        assert json.loads(demo.pasted("curl").stdout)["success"] is True
+
+
+def _empty(postgres, name):
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.url(name)
 
 
 # ---------------------------------------------------------------- refusals

@@ -103,6 +103,16 @@ def test_every_row_of_an_order_says_the_same_instant(database, shop):
         assert [row[0] for row in instants] == [decisions[0].at]
 
 
+def test_an_order_keeps_its_count_and_an_assignment_the_price_of_its_number(database, shop):
+    """So that the check sees what is missing; the price of a number may change later."""
+    cheap, dear = shop.numbers(1, price_micros=1), shop.numbers(1, price_micros=3_000_000_000)
+    carry_out(database, [order(shop, *dear, *cheap)])
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT number_count FROM orders")).all() == [(2,)]
+        prices = connection.execute(text("SELECT number, price_micros FROM assignment")).all()
+    assert {tuple(row) for row in prices} == {(*cheap, 1), (*dear, 3_000_000_000)}
+
+
 KEPT = text("""
     SELECT o.id::text, o.organization_id::text, o.api_key_id::text, o.request_id, o.total_micros, -l.amount_micros,
       l.entry_no, l.balance_micros, o.created_at, a.number, a.id::text AS assignment_id, a.inbound_url, a.status_url,

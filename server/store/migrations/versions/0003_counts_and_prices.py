@@ -1,0 +1,12 @@
+"""An order keeps how many numbers it is of, and an assignment what its number cost."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.execute(Path(__file__).with_suffix(".sql").read_text())
