@@ -1,13 +1,21 @@
 -- The REST edge: makes of the transcoder's lenient JSON, and of every failure, what the contract says. It is the first
--- filter, so the first to see a request and the last to see its answer. Of native gRPC it touches headers alone.
+-- filter, so the first to see a request and the last to see its answer, also one that Envoy makes before any filter. Of
+-- native gRPC it reads headers alone.
 local is_json_of = require("json")
 local ROUTES = require("rest")               -- generated from the protos: paths, methods, shapes of body and query
+local ERRORS = require("errors")             -- generated from the table of errors: what the edge answers by itself
 local NS = "ordernumbers.edge"               -- dynamic metadata: the request's id; for REST, details of a refusal
+local HEADERS_BYTES_MAX, HEADERS_MAX = 16384, 100
 
 -- Answered by Envoy itself, from what it knows of the servers.
 ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
 
-local function remember(h, key, value) h:streamInfo():dynamicMetadata():set(NS, key, value) end
+-- What the access log calls a route: never what a caller wrote, which could be a key.
+for _, route in ipairs(ROUTES) do route.name = route.path:gsub("%[%^/%]%+", "*"):gsub("[%^$%%]", "") end
+
+local function remember(h, key, value)
+  if value then h:streamInfo():dynamicMetadata():set(NS, key, value) end
+end
 
 local function remove(headers, unwanted)     -- in two steps: headers cannot change while they are walked
   local names = {}
@@ -46,7 +54,23 @@ end
 local KEPT = { ["authorization"] = true, ["content-type"] = true, ["content-length"] = true, ["idempotency-key"] = true,
   ["transfer-encoding"] = true, ["user-agent"] = true, ["x-forwarded-for"] = true, ["x-forwarded-proto"] = true,
   ["x-request-id"] = true }
-local function unkept(name) return name:sub(1, 1) ~= ":" and not KEPT[name] end
+local function is_kept(name) return name:sub(1, 1) == ":" or KEPT[name] end
+local function unkept(name) return not is_kept(name) end
+local function any() return true end
+
+-- What is wrong with headers or trailers. Control characters have no place in HTTP (RFC 9110, 5.5). What becomes gRPC
+-- metadata must be printable ASCII: gRPC's own log repeats what is not UTF-8, be it a key.
+local function fault_of_headers(headers, is_metadata)
+  local bytes, count = 0, 0
+  for name, value in pairs(headers) do
+    bytes, count = bytes + #name + #value, count + 1
+    if value:find(is_metadata(name) and "[^ -~]" or "[%z\1-\8\10-\31\127]") then return "400" end
+  end
+  if bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX then return "431" end
+end
+
+-- Envoy joins the Host headers that a request has, and the :authority of HTTP/2 (RFC 9112, 3.2; RFC 9113, 8.3.1).
+local function has_one_host(headers) return not headers:get(":authority"):find(",", 1, true) end
 
 local function split(target) return (target or ""):match("^([^?]*)%??(.*)$") end
 
@@ -56,7 +80,7 @@ local function route_of(path)
   end
 end
 
-local function is_grpc(content) return content == "application/grpc" or content:find("^application/grpc%+") end
+local function is_grpc(content) return content == "application/grpc" or content:find("^application/grpc%+") ~= nil end
 
 local function is_json(content)
   content = content:lower()
@@ -69,8 +93,17 @@ local function named(name, rule)             -- details of a refusal, if the nam
   end
 end
 
+local function fault_of_trailers(h)
+  local trailers = h:trailers()
+  if not trailers then return end
+  local fault = fault_of_headers(trailers, any)
+  remove(trailers, any)                      -- they mean nothing to a server
+  return fault
+end
+
 -- What is wrong with a REST request: an HTTP status and more about it; nil if nothing is.
-local function fault(headers, route, query)
+local function fault_of_rest(headers, route, path, query)
+  if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- no slash may hide
   if not route then return "404" end
   local takes = route[headers:get(":method")]
   if not takes then return "405", { allow = route.allow } end
@@ -83,29 +116,52 @@ local function fault(headers, route, query)
   remove(headers, unkept)
 end
 
+local function fault_of_grpc(headers)
+  if headers:get(":method") ~= "POST" then return "405" end
+  if headers:get("te") ~= "trailers" then return "400" end    -- a proxy on the way may drop the status
+end
+
 local function check(h)
   local headers = h:headers()
   identify(h, headers)
   tidy_key(headers)
   local path, query = split(headers:get(":path"))
   local route = route_of(path)
-  if route or not is_grpc(headers:get("content-type") or "") then
-    remember(h, "rest", true)
-    remember(h, "head", headers:get(":method") == "HEAD")
-    return fault(headers, route, query)
-  end
+  local grpc = not route and is_grpc(headers:get("content-type") or "")
+  local rest = not grpc or h:streamInfo():protocol() ~= "HTTP/2"
+  remember(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$"))
+  remember(h, "grpc", grpc)
+  remember(h, "rest", rest)
+  remember(h, "head", headers:get(":method") == "HEAD")
+  local fault = fault_of_headers(headers, grpc and any or is_kept) or not has_one_host(headers) and "400"
+  if fault then return fault end
+  if grpc and rest then return "426" end     -- its status would be in trailers, which Envoy drops on HTTP/1.1
+  if grpc then return fault_of_grpc(headers) end
+  return fault_of_rest(headers, route, path, query)
 end
 
--- Behind the rate limit, since it is most of the work.
-local function check_body(h)
-  local meta = h:streamInfo():dynamicMetadata():get(NS)
-  if not (meta and meta.rest) then return end
+-- A gRPC message is sent on whole: no server waits for the rest of it, and none has begun what was cut off.
+local function fault_of_grpc_body(h)
+  local is_ours = h:headers():get(":path"):find("^/ordernumbers%.v1%.")
+  if is_ours and h:body() then return fault_of_trailers(h) end
+end
+
+local function fault_of_rest_body(h)
   local headers = h:headers()
   local takes = route_of((split(headers:get(":path"))))[headers:get(":method")]
   if not takes.body then return end
   local body = h:body(true)                  -- more than the listener's buffer limit: Envoy answers 413
   local ok, name, rule = is_json_of(body:getBytes(0, body:length()), takes.body)
   if not ok then return "400", named(name, rule) end
+  return fault_of_trailers(h)
+end
+
+-- Behind the rate limit, since it is most of the work.
+local function check_body(h)
+  local meta = h:streamInfo():dynamicMetadata():get(NS)
+  if not meta then return end
+  if meta.rest then return fault_of_rest_body(h) end
+  return fault_of_grpc_body(h)
 end
 
 local function answer_if(h, refuses)
@@ -117,7 +173,7 @@ local function answer_if(h, refuses)
   if not status then return end
   more = more or {}
   remember(h, "status", status)              -- should it claim to be gRPC, Envoy will answer it 200
-  if more.details then remember(h, "details", more.details) end
+  remember(h, "details", more.details)
   h:respond({ [":status"] = status, allow = more.allow }, "")
 end
 
@@ -127,29 +183,12 @@ function envoy_on_request(h) answer_if(h, check) end
 
 local OURS = '{"@type":"type.googleapis.com/ordernumbers.v1.ErrorResponse",'   -- the last of the transcoder's details
 
--- Answers without our ErrorResponse: Envoy's own, or those of a server that broke. What is not listed is INTERNAL.
-local OTHER = {
-  ["400"] = { "INVALID_INPUT", "malformed request" },
-  ["404"] = { "NOT_FOUND", "not found" },
-  ["405"] = { "METHOD_NOT_ALLOWED", "method not allowed" },
-  ["408"] = { "TIMEOUT", "request not received in time" },
-  ["413"] = { "PAYLOAD_TOO_LARGE", "request body too large" },
-  ["415"] = { "UNSUPPORTED_MEDIA_TYPE", "content-type must be application/json" },
-  ["429"] = { "RATE_LIMITED", "too many requests" },
-  ["503"] = { "UNAVAILABLE", "service unavailable" },
-  ["504"] = { "TIMEOUT", "request timed out" },
-}
-local ALSO = {
-  ["401"] = { "www-authenticate", "Bearer" },
-  ["429"] = { "retry-after", "1" },
-  ["503"] = { "retry-after", "1" },
-}
-
+-- An answer without our ErrorResponse: Envoy's own, or that of a server that broke. What is not listed is INTERNAL.
 local function envelope(status, meta)
-  local code, message = unpack(OTHER[status] or { "INTERNAL", "internal error" })
+  local error = ERRORS[status]
   local details = meta.details and ',"details":' .. meta.details or ""
   return ('{"success":false,"error":{"code":"%s","message":"%s","request_id":"%s"%s}}')
-    :format(code, message, meta.id, details)
+    :format(error.code, error.message, meta.id, details)
 end
 
 local function unwrap(text)
@@ -172,7 +211,6 @@ end
 -- Not by response_headers_to_remove: the router would take grpc-status away before the transcoder has read it.
 local function internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
 local function internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
-local function any() return true end
 local function scrub(headers, unwanted)
   if headers then remove(headers, unwanted) end
 end
@@ -182,6 +220,13 @@ end
 local function told_status(h, headers)
   local trailers = h:trailers()
   return headers:get("http-status") or trailers and trailers:get("http-status")
+end
+
+local LOCAL_STATUS = "x-envoy-local-status"  -- of an answer that Envoy made: its HTTP status, before gRPC's makes it 200
+
+local function say_status(headers, error)
+  headers:replace("grpc-status", error.grpc_status)
+  headers:replace("grpc-message", error.message)
 end
 
 local function refuse(h, meta)
@@ -194,36 +239,56 @@ local function refuse(h, meta)
     status = told_status(h, headers) or status
   elseif status == "503" and is_unsettled(text) then
     status = "504"
-  elseif not OTHER[status] then
-    status = "500"
+  elseif not ERRORS[status] then
+    status = meta.early and "400" or "500"   -- what Envoy refuses before any filter is not proper HTTP
   end
   if not meta.head then buffer:setBytes(ours or envelope(status, meta)) end  -- Envoy would send it to HEAD as well
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
-  local also = ALSO[status]
-  if also and not headers:get(also[1]) then headers:replace(unpack(also)) end
+  if status == "401" then headers:replace("www-authenticate", "Bearer") end
+  local error = ERRORS[status]
+  if error and error.retry_after and not headers:get("retry-after") then
+    headers:replace("retry-after", error.retry_after)
+  end
   scrub(headers, internal)
+  if meta.grpc then say_status(headers, error) end
 end
 
-function envoy_on_response(h)
-  local meta = h:streamInfo():dynamicMetadata():get(NS)
-  if not meta then return end                -- made before any filter ran: local_reply_config has answered
-  h:headers():replace("x-request-id", meta.id)
+-- The status of a call that no server has answered. Where the path is unknown Envoy says UNIMPLEMENTED, as a server does.
+local function refuse_grpc(headers)
+  local status = headers:get(LOCAL_STATUS)
+  if status == "503" and is_unsettled(headers:get("grpc-message") or "") then status = "504" end
+  if status and status ~= "404" then say_status(headers, ERRORS[status] or ERRORS["500"]) end
+end
+
+-- Of an answer made before envoy_on_request ran: what Envoy and envoy.yaml have put into its headers.
+local function unmet(headers)
+  local rest = not headers:get("grpc-status")
+  local head = headers:get("x-envoy-local-method") == "HEAD"
+  return { early = true, id = headers:get("x-request-id"), rest = rest, head = head }
+end
+
+local function answer(h)
+  local headers = h:headers()
+  local meta = h:streamInfo():dynamicMetadata():get(NS) or unmet(headers)
+  headers:replace("x-request-id", meta.id)
+  headers:replace("cache-control", "no-store")
+  headers:replace("x-content-type-options", "nosniff")
+  if h:streamInfo():downstreamSslConnection() then headers:replace("strict-transport-security", "max-age=31536000") end
   if not meta.rest then
-    if h:headers():get("grpc-status") == "14" and is_unsettled(h:headers():get("grpc-message") or "") then
-      h:headers():replace("grpc-status", "4")
-      h:headers():replace("grpc-message", "request timed out")
-    end
-    scrub(h:headers(), internal_to_grpc)
+    refuse_grpc(headers)
+    scrub(headers, internal_to_grpc)
     scrub(h:trailers(), internal_to_grpc)
     return
   end
-  if not meta.status and h:headers():get(":status") == "200" then
-    scrub(h:headers(), internal)             -- without body(): a long success must never meet a buffer limit
+  if not meta.status and headers:get(":status") == "200" then
+    scrub(headers, internal)                 -- without body(): a long success must never meet a buffer limit
   else
     refuse(h, meta)
   end
   scrub(h:trailers(), any)                   -- those are gRPC's
 end
+
+function envoy_on_response(h) answer(h) end
 
 return { on_request_behind_the_limit = function(h) answer_if(h, check_body) end }

@@ -1,5 +1,6 @@
-"""Writes gen/ from protos/: Python stubs with types, the descriptor set that Envoy reads, and the shapes of the REST
-routes for the edge's Lua. `make gen` runs it. It also writes the image that buf reads: `generate.py --image FILE`.
+"""Writes gen/ from protos/: Python stubs with types, the descriptor set that Envoy reads, and for the edge's Lua the
+shapes of the REST routes and the table of errors. `make gen` runs it. It also writes the image that buf reads:
+`generate.py --image FILE`.
 """
 
 import re
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import grpc
 import grpc_tools
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
@@ -18,6 +20,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
 from protovalidate._gen.buf.validate import validate_pb
+
+from server.errors import AT_THE_EDGE, TABLE, Meaning
 
 PROTOS = Path(__file__).parent
 GEN = PROTOS.parent / "gen"
@@ -102,6 +106,26 @@ def rest_lua(descriptors: FileDescriptorSet) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+# ---------------------------------------------------------------- errors.lua
+
+
+def errors_lua() -> str:
+    """The rows of server/errors.py that the edge needs, by HTTP status."""
+    lines = [
+        "-- Generated from server/errors.py by `make gen`; never edited. What the edge answers by itself, by status.",
+        "return {",
+        *(f'  ["{TABLE[code].http_status}"] = {error_lua(code, TABLE[code])},' for code in AT_THE_EDGE),
+    ]
+    return "\n".join([*lines, "}", ""])
+
+
+def error_lua(code: str, meaning: Meaning) -> str:
+    """One row. Every value is text, as headers are."""
+    number = getattr(grpc.StatusCode, meaning.grpc_status).value[0]
+    members = {"code": code, "message": meaning.message, "grpc_status": number, "retry_after": meaning.retry_seconds}
+    return "{ " + ", ".join(f'{name} = "{value}"' for name, value in members.items() if value is not None) + " }"
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -118,6 +142,7 @@ def write_gen(validate: Path) -> None:
     descriptors = contract / "descriptors.binpb"
     protoc(validate, f"--descriptor_set_out={descriptors}", "--include_imports", *OURS, ERROR_DETAILS)
     (contract / "rest.lua").write_text(rest_lua(FileDescriptorSet.FromString(descriptors.read_bytes())))
+    (contract / "errors.lua").write_text(errors_lua())
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
 # Fixed by the contract.
 NUMBERS_PER_ORDER_MAX = 100
 REQUEST_BODY_BYTES_MAX = 65536
+HEADERS_BYTES_MAX = 16384
+HEADERS_MAX = 100
 
 # What libpq reads as host, port and database when a password holds a bare @ or / would be part of it, and in messages.
 _HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"

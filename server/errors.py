@@ -22,6 +22,12 @@ class Code(StrEnum):
     IDEMPOTENCY_IN_PROGRESS = "IDEMPOTENCY_IN_PROGRESS"
     IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
     RATE_LIMITED = "RATE_LIMITED"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
+    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    UPGRADE_REQUIRED = "UPGRADE_REQUIRED"
+    HEADERS_TOO_LARGE = "HEADERS_TOO_LARGE"
     INTERNAL = "INTERNAL"
     UNAVAILABLE = "UNAVAILABLE"
     TIMEOUT = "TIMEOUT"
@@ -47,11 +53,33 @@ TABLE: Mapping[Code, Meaning] = {
     Code.INSUFFICIENT_CREDIT: Meaning("FAILED_PRECONDITION", 402, "insufficient credit"),
     Code.IDEMPOTENCY_IN_PROGRESS: Meaning("ABORTED", 409, "an order with this idempotency key is under way", 1),
     Code.IDEMPOTENCY_KEY_REUSED: Meaning("FAILED_PRECONDITION", 422, "idempotency key was used for another order"),
-    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "too many requests", 1),
+    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "rate limited", 1),
+    Code.METHOD_NOT_ALLOWED: Meaning("INVALID_ARGUMENT", 405, "method not allowed"),
+    Code.REQUEST_TIMEOUT: Meaning("DEADLINE_EXCEEDED", 408, "request not received in time"),
+    Code.PAYLOAD_TOO_LARGE: Meaning("INVALID_ARGUMENT", 413, "request body too large"),
+    Code.UNSUPPORTED_MEDIA_TYPE: Meaning("INVALID_ARGUMENT", 415, "content-type must be application/json"),
+    Code.UPGRADE_REQUIRED: Meaning("UNIMPLEMENTED", 426, "gRPC needs HTTP/2, REST needs HTTP/1.1"),
+    Code.HEADERS_TOO_LARGE: Meaning("INVALID_ARGUMENT", 431, "request headers too large"),
     Code.INTERNAL: Meaning("INTERNAL", 500, "internal error"),
     Code.UNAVAILABLE: Meaning("UNAVAILABLE", 503, "service unavailable", 1),
     Code.TIMEOUT: Meaning("DEADLINE_EXCEEDED", 504, "request timed out"),
 }
+
+AT_THE_EDGE: Sequence[Code] = (
+    Code.INVALID_INPUT,
+    Code.NOT_FOUND,
+    Code.METHOD_NOT_ALLOWED,
+    Code.REQUEST_TIMEOUT,
+    Code.PAYLOAD_TOO_LARGE,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.UPGRADE_REQUIRED,
+    Code.RATE_LIMITED,
+    Code.HEADERS_TOO_LARGE,
+    Code.INTERNAL,
+    Code.UNAVAILABLE,
+    Code.TIMEOUT,
+)
+"""What the edge answers by itself, and finds by the HTTP status, which no two share. `make gen` writes errors.lua."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,7 +262,8 @@ async def _work(index: int, report: IO[bytes]) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         report.write(READY)
-        await asyncio.Event().wait()
+        await server.ended()
+        log.error("gRPC has ended its server, and so this worker ends")
     finally:
         await server.drain()
 
@@ -306,10 +307,16 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(said)
 
 
+def _is_no_value_of_a_caller(record: logging.LogRecord) -> bool:
+    """False of what gRPC logs of a header that is not UTF-8: the value itself, which may be a key."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError))
+
+
 def log_as_json() -> None:
     """Messages of this process go to stderr, one JSON line each, as the lines of the calls do."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter())
+    handler.addFilter(_is_no_value_of_a_caller)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("server").setLevel(logging.INFO)
 

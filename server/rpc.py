@@ -32,7 +32,7 @@ from ordernumbers.v1 import phone_number_service_pb2
 from ordernumbers.v1.errors_pb2 import Error, ErrorResponse, InventoryShortage
 from server.auth import Authenticator, required_scope
 from server.batching import Answer, Batcher
-from server.config import REQUEST_BODY_BYTES_MAX, Settings
+from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
 from server.service import Call, PhoneNumberService, answer_of
 from server.store.idempotency import purge
@@ -49,13 +49,15 @@ ANSWER_SECONDS = 0.1  # kept of a call's time for the way back, so that its call
 HEALTH_INTERVAL_SECONDS = 1.0
 PURGE_INTERVAL_SECONDS = 60.0
 READ_SECONDS_MAX = 3.0
+FRAME_BYTES = 5  # gRPC's, around a message: it counts, as it does at the edge
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port of its own for each worker; in use means in use
-    ("grpc.max_receive_message_length", REQUEST_BODY_BYTES_MAX),
-    # Clients accept 8 KB of metadata; what we accept must not be less than the edge's, or long headers fail at random.
-    ("grpc.max_metadata_size", 32768),
-    ("grpc.absolute_max_metadata_size", 65536),
+    # Beyond these gRPC itself says RESOURCE_EXHAUSTED, as if the same could be sent again. So they are larger than what
+    # a call may have, and the call refuses it truly. Equal, because between the two gRPC refuses at random.
+    ("grpc.max_receive_message_length", 4 * 2**20),
+    ("grpc.max_metadata_size", 131072),
+    ("grpc.absolute_max_metadata_size", 131072),
     # More wait at the client, at no cost to us; and streams that a client resets count until it has answered a ping, so
     # that it cannot open them without end.
     ("grpc.max_concurrent_streams", 1000),
@@ -99,6 +101,11 @@ class Server:
         await self._server.start()
         self._chores = [asyncio.create_task(chore) for chore in (self._watch_health(), self._forget_answers())]
         return self
+
+    async def ended(self) -> None:
+        """Return once gRPC has ended its server, as grpcio 1.85 does over one byte in a path that is not UTF-8."""
+        with suppress(UnicodeDecodeError):
+            await asyncio.shield(self._server.wait_for_termination())
 
     async def drain(self) -> None:
         """Stop without failing a call: say so, serve on until it is known everywhere, then finish what is under way."""
@@ -173,7 +180,8 @@ class Calls:
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Handlers for every method of a service. Raises AttributeError, by name, for one the servicer lacks."""
         handlers: dict[str, Any] = {
-            method.name: grpc.unary_unary_rpc_method_handler(self._handler(method, getattr(servicer, method.name)))
+            # Not unary_unary: gRPC would wait without end for a message that never comes, before it calls us.
+            method.name: grpc.stream_unary_rpc_method_handler(self._handler(method, getattr(servicer, method.name)))
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -183,20 +191,22 @@ class Calls:
         scope = required_scope(method)
         request_class = GetMessageClass(method.input_type)
 
-        async def handle(raw: bytes, context: Context) -> bytes:
-            said = _said(context.invocation_metadata() or ())
+        async def handle(_: object, context: Context) -> bytes:
+            metadata = context.invocation_metadata() or ()
+            said = _said(metadata)
             line = Line(name, _request_id(said.get("x-request-id", ())))
+            ends = line.started + self._timeout_seconds(context)
             context.set_trailing_metadata((("x-request-id", line.request_id),))
             try:
                 if self._is_full(method.name):
                     raise Refusal(Code.UNAVAILABLE)  # before it has cost anything
+                _check(metadata)
                 line.principal = await self._authenticator.authenticate(said.get("authorization", ()))
                 if scope is None or scope not in line.principal.scopes:
                     raise Refusal(Code.FORBIDDEN)
-                request = _parse(request_class, raw)
+                request = _parse(request_class, await _message(context, ends))
                 key = validate(request, said.get("idempotency-key", ()))
-                timeout_seconds = self._timeout_seconds(context)
-                call = Call(line.request_id, line.principal, name, scope, key, timeout_seconds)
+                call = Call(line.request_id, line.principal, name, scope, key, max(0.0, ends - time.monotonic()))
                 answer = await behaviour(request, call)
                 if answer.key_seen:
                     self._authenticator.renew(line.principal, line.started)
@@ -235,6 +245,31 @@ def _said(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, list[str | b
     for name, value in metadata:
         said.setdefault(name, []).append(value)
     return said
+
+
+def _check(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    """Raises HEADERS_TOO_LARGE, or INVALID_INPUT for a value that gRPC does not allow: it must be printable ASCII."""
+    count = size = 0
+    for name, value in metadata:
+        count, size = count + 1, size + len(name) + len(value)
+        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+            raise Refusal(Code.INVALID_INPUT)
+    if size > HEADERS_BYTES_MAX or count > HEADERS_MAX:
+        raise Refusal(Code.HEADERS_TOO_LARGE)
+
+
+async def _message(context: Context, ends: float) -> bytes:
+    """The call's one message. Raises REQUEST_TIMEOUT, PAYLOAD_TOO_LARGE, or INVALID_INPUT where there is none."""
+    try:
+        async with asyncio.timeout(ends - time.monotonic()):
+            raw = await context.read()
+    except TimeoutError:
+        raise Refusal(Code.REQUEST_TIMEOUT) from None
+    if not isinstance(raw, bytes):  # the end of the call
+        raise Refusal(Code.INVALID_INPUT)
+    if len(raw) + FRAME_BYTES > REQUEST_BODY_BYTES_MAX:
+        raise Refusal(Code.PAYLOAD_TOO_LARGE)
+    return raw
 
 
 def _request_id(values: Sequence[str | bytes]) -> str:

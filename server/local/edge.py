@@ -25,7 +25,7 @@ from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import BadInput
 from server.local.admin import SOCKET_MODE, admin_socket, ask, stat
-from server.local.files import locked, open_private
+from server.local.files import claimed
 from server.local.guard import guarded
 from server.process import kept, log_as_json, until_stopped
 
@@ -246,11 +246,8 @@ class Edge:
 def _claimed(settings: Settings) -> IO[Any]:
     """A lock that one edge a port and data folder has: another would take its admin page away before it fails."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    claim = open_private(settings.data_dir / f"envoy-{settings.rest_port}.lock", "a")
-    if not locked(claim):
-        claim.close()
-        raise BadInput(f"another edge of the data folder {settings.data_dir} runs on port {settings.rest_port}")
-    return claim
+    path = settings.data_dir / f"envoy-{settings.rest_port}.lock"
+    return claimed(path, f"another edge of the data folder {settings.data_dir} runs on port {settings.rest_port}")
 
 
 async def listens(settings: Settings) -> bool:

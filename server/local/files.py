@@ -41,6 +41,19 @@ def locked(file: IO[Any]) -> bool:
     return True
 
 
+def claimed(path: Path, in_use: str) -> IO[Any]:
+    """The lock of a lock file, held until it is closed or this process has died. Raises BadInput, saying `in_use` when
+    another process has it."""
+    try:
+        claim = open_private(path, "a")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be opened: {error.strerror}; is it another user's?") from None
+    if not locked(claim):
+        claim.close()
+        raise BadInput(in_use)
+    return claim
+
+
 def socket_folder(
     data_dir: Path,
     socket_name: str,

@@ -25,7 +25,7 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import BadInput
-from server.local.files import locked, open_private, socket_folder, write_private
+from server.local.files import claimed, locked, open_private, socket_folder, write_private
 from server.local.guard import guarded
 from server.local.log_file import LogFile
 
@@ -191,18 +191,11 @@ def url_of_running(data_dir: Path) -> str:
 
 
 def _claimed(data_dir: Path) -> IO[Any]:
-    """A lock on the data folder, held until it is closed or this process has died."""
-    try:
-        claim = open_private(data_dir / ".lock", "a")
-    except OSError as error:
-        raise BadInput(f"{data_dir / '.lock'} cannot be opened: {error.strerror}; is it another user's?") from None
-    if not locked(claim):
-        claim.close()
-        raise BadInput(
-            f"the data folder {data_dir} is in use by another `ordernumbers up`; "
-            "stop that one, or set ORDERNUMBERS_DATA_DIR to another folder"
-        )
-    return claim
+    return claimed(
+        data_dir / ".lock",
+        f"the data folder {data_dir} is in use by another `ordernumbers up`; "
+        "stop that one, or set ORDERNUMBERS_DATA_DIR to another folder",
+    )
 
 
 @contextmanager

@@ -19,11 +19,13 @@ from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import Settings
 from server.errors import BadInput
 from server.local import edge
+from tests.callers import failure
 from tests.contract.edges import (
     access_log,
     running_edge,
     running_server,
     sell,
+    wait_until,
     wait_until_ready,
 )
 from tests.stack import local_settings
@@ -142,6 +144,7 @@ def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
         for http2 in (False, True):
             with httpx.Client(http2=http2, verify=trusted) as client:
                 answer = client.post(url, json=ORDER)
+                assert answer.headers["strict-transport-security"] == "max-age=31536000"
                 assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
         with grpc.secure_channel(f"localhost:{settings.rest_port}", credentials) as channel:
             assert PhoneNumberServiceStub(channel).OrderNumbers(OrderNumbersRequest(**ORDER)).success
@@ -151,6 +154,31 @@ def test_a_tls_handshake_that_never_comes_is_not_waited_for(tmp_path, certificat
     settings = local_settings(tmp_path, workers=1, **certificate)
     with running_edge(settings), socket.create_connection(("127.0.0.1", settings.rest_port), timeout=30) as silent:
         assert silent.recv(1) == b""
+
+
+def test_an_edge_whose_memory_is_full_refuses_and_says_when_to_come_again(tmp_path, monkeypatch):
+    render = edge.edge_config
+
+    def full(settings):
+        config = render(settings)
+        overload = config["overload_manager"]
+        overload["resource_monitors"][1]["typed_config"]["max_heap_size_bytes"] = 1
+        overload["actions"] = [each for each in overload["actions"] if each["name"].endswith("stop_accepting_requests")]
+        return config
+
+    monkeypatch.setattr(edge, "edge_config", full)
+    settings = local_settings(tmp_path, workers=1)
+    url = f"http://127.0.0.1:{settings.rest_port}/v1/phone-numbers/orders"
+    with running_server(settings.grpc_port, sell), running_edge(settings):
+        wait_until_ready(settings)
+        wait_until(lambda: httpx.post(url, json=ORDER).status_code == 503)
+        refused = httpx.post(url, json=ORDER)
+        assert refused.json() == failure("UNAVAILABLE", "service unavailable", refused.headers["x-request-id"])
+        assert refused.headers["retry-after"] == "1"
+        with grpc.insecure_channel(f"127.0.0.1:{settings.rest_port}") as channel:
+            method = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
+            error = refusal(channel, method)
+        assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "service unavailable")
 
 
 def has_ipv6():
@@ -226,10 +254,13 @@ def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
         wait_until_ready(settings)
         sold = httpx.post(f"{url}/v1/phone-numbers/orders", json=ORDER, headers=headers)
         refused = httpx.get(f"{url}/v1/phone-numbers/orders?token=secret", headers=headers)
-        lines = access_log(settings, 2)
+        unknown = httpx.request("am_live_secret", f"{url}/v1/am_live_secret", headers=headers)
+        lines = access_log(settings, 3)
     assert [(line["method"], line["path"], line["status"]) for line in lines] == [
         ("POST", "/v1/phone-numbers/orders", 200),
         ("GET", "/v1/phone-numbers/orders", 405),
+        (None, None, 400),
     ]
-    assert [line["request_id"] for line in lines] == [sold.headers["x-request-id"], refused.headers["x-request-id"]]
+    answers = (sold, refused, unknown)
+    assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
     assert "secret" not in (settings.data_dir / "access.log").read_text()

@@ -158,9 +158,9 @@ def test_a_malformed_key_is_told(call, shop, bad):
     assert shop.everything() == before
 
 
-def test_a_key_that_is_not_ascii_is_told(rest, shop):
+def test_a_key_that_is_not_ascii_is_no_proper_header(rest, shop):
     answer = rest(shop.key, numbers=shop.numbers(1), idempotency_key=["é".encode()])
-    assert (answer.status, answer.body["error"]["code"]) == (422, "VALIDATION_FAILED")
+    assert (answer.status, answer.body["error"]["code"]) == (400, "INVALID_INPUT")
 
 
 def test_a_malformed_key_is_told_with_all_other_faults(call, shop):

@@ -63,7 +63,7 @@ SPELLINGS = ["Bearer {}", "bearer {}", "BEARER  {}", "bEaRer   {}"]
 def test_a_key_has_its_own_limit_however_it_is_spelt(limited):
     with limited(rate_limit_per_key=1) as (order, _):
         refused = next(answer for answer in map(order, itertools.repeat(key(1), 1000)) if answer.is_error)
-        assert refused.json() == failure("RATE_LIMITED", "too many requests", refused.headers["x-request-id"])
+        assert refused.json() == failure("RATE_LIMITED", "rate limited", refused.headers["x-request-id"])
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         names = itertools.count(100)
 

@@ -20,22 +20,14 @@ from ordernumbers.v1.errors_pb2 import Error, ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import REQUEST_BODY_BYTES_MAX
+from server.errors import AT_THE_EDGE, TABLE
 from tests.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
 from tests.contract.edges import running_edge, running_server, sell, stat, wait_until, wait_until_ready
 from tests.stack import local_settings
 
 JSON = {"content-type": "application/json"}
 INTERNAL_HEADER = re.compile(r"grpc-|x-envoy-|http-status")
-REFUSED = {
-    400: ("INVALID_INPUT", "malformed request"),
-    404: ("NOT_FOUND", "not found"),
-    405: ("METHOD_NOT_ALLOWED", "method not allowed"),
-    413: ("PAYLOAD_TOO_LARGE", "request body too large"),
-    415: ("UNSUPPORTED_MEDIA_TYPE", "content-type must be application/json"),
-    500: ("INTERNAL", "internal error"),
-    503: ("UNAVAILABLE", "service unavailable"),
-    504: ("TIMEOUT", "request timed out"),
-}
+REFUSED = {TABLE[code].http_status: (code, TABLE[code].message) for code in AT_THE_EDGE}
 
 
 @pytest.fixture(scope="module", params=["HTTP/1.1", "HTTP/2"])
@@ -56,8 +48,14 @@ def assert_clean(headers):
     assert [name for name in headers if INTERNAL_HEADER.match(name)] == []
 
 
+def assert_not_kept_nor_guessed(answer):
+    """By caches, and by browsers that guess what an answer is."""
+    assert (answer.headers["cache-control"], answer.headers["x-content-type-options"]) == ("no-store", "nosniff")
+
+
 def assert_refused(answer, status, details=None):
     assert_clean(answer.headers)
+    assert_not_kept_nor_guessed(answer)
     request_id = answer.headers["x-request-id"]
     assert ULID.fullmatch(request_id)
     assert (answer.status_code, answer.json()) == (status, failure(*REFUSED[status], request_id, details=details))
@@ -353,7 +351,8 @@ def test_a_success_has_an_id_and_no_internal_headers_or_trailers(service, shop):
     assert answer.status_code == 200
     assert_clean(answer.headers)
     assert ULID.fullmatch(answer.headers["x-request-id"])
-    assert set(answer.headers) == {"content-type", "content-length", "x-request-id", "date", "server"}
+    ours = {"x-request-id", "cache-control", "x-content-type-options"}
+    assert set(answer.headers) == {"content-type", "content-length", "date", "server"} | ours
 
 
 def test_401_names_the_scheme(edge):
@@ -429,19 +428,18 @@ def test_a_repeated_key_is_no_key(edge, shop):
 # ---------------------------------------------------------------- what is not proper HTTP
 
 START = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+CHUNKED = START + "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
 
 
 @pytest.mark.parametrize(
     "request_text",
     [
         "GARBAGE\r\n\r\n",
-        "GET / HTTP/1.0\r\n\r\n",
         "GET / HTTP/1.1\r\n\r\n",
         "GET /v1%2Fphone-numbers/orders HTTP/1.1\r\nhost: x\r\n\r\n",
         "GET /a#b HTTP/1.1\r\nhost: x\r\n\r\n",
         "GET /\0 HTTP/1.1\r\nhost: x\r\n\r\n",
         f"ORDER {ROUTE} HTTP/1.1\r\nhost: x\r\n\r\n",
-        "OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
         START + "content_length: 2\r\n\r\n{}",
         START + "content-length: x\r\n\r\n{}",
         START + "content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
@@ -449,24 +447,68 @@ START = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n
         START + "transfer-encoding: gzip\r\n\r\n{}",
         START + "transfer-encoding: chunked\r\n\r\nzz\r\n",
         START + "upgrade: websocket\r\nconnection: upgrade\r\n\r\n",
-        START + f"x: {'x' * 17000}\r\n\r\n",
-        START + "".join(f"x-{i}: x\r\n" for i in range(101)) + "\r\n",
         START + "x: \1\r\n\r\n",
         START + "x y: z\r\n\r\n",
+        START + "authorization: Bearer \xa0\r\ncontent-length: 2\r\n\r\n{}",
+        START + "host: y\r\ncontent-length: 2\r\n\r\n{}",
+        START + "host: x\r\ncontent-length: 2\r\n\r\n{}",
+        CHUNKED + "x: \1\r\n\r\n",
     ],
     ids=lambda text: text[:20] + "…" + text[-20:],
 )
 def test_400_what_is_not_proper_http(service, request_text):
+    assert_refused_on_the_wire(service, request_text, 400)
+
+
+MANY = "".join(f"x-{i}: x\r\n" for i in range(101))
+
+
+@pytest.mark.parametrize("size", [17_000, 60_000, 140_000])
+@pytest.mark.parametrize("start", [START, CHUNKED], ids=["headers", "trailers"])
+def test_431_headers_or_trailers_over_16_kb(service, start, size):
+    assert_refused_on_the_wire(service, start + f"x: {'x' * size}\r\n\r\n", 431)
+
+
+@pytest.mark.parametrize("start", [START, CHUNKED], ids=["headers", "trailers"])
+def test_431_more_than_100_headers_or_trailers(service, start):
+    assert_refused_on_the_wire(service, start + MANY + "\r\n", 431)
+
+
+def test_404_the_server_as_a_whole(service):
+    assert_refused_on_the_wire(service, "OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", 404)
+
+
+def test_426_an_old_version_of_http(service):
+    assert_refused_on_the_wire(service, "GET / HTTP/1.0\r\n\r\n", 426)
+
+
+def test_408_headers_that_are_not_complete_in_time(service):
+    assert_refused_on_the_wire(service, START, 408)
+
+
+def test_trailers_are_ignored(service, shop):
+    body = json.dumps({"numbers": shop.numbers(1)})
+    start = START + f"authorization: Bearer {shop.key}\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = on_the_wire(service, f"{start}{len(body):x}\r\n{body}\r\n0\r\nx-bin: %%\r\ngrpc-timeout: 1n\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 200 ")
+
+
+def on_the_wire(service, request_text):
     host, port = service.edge_target.split(":")
     with socket.create_connection((host, int(port)), timeout=TIMEOUT_SECONDS) as connection:
-        connection.sendall(request_text.encode())
-        head, _, rest = connection.recv(65536).decode().partition("\r\n\r\n")
+        connection.sendall(request_text.encode("latin-1"))
+        return connection.recv(65536).decode()
+
+
+def assert_refused_on_the_wire(service, request_text, status_code):
+    head, _, rest = on_the_wire(service, request_text).partition("\r\n\r\n")
     status, *lines = head.split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
-    assert status.startswith("HTTP/1.1 400 ")
-    assert json.loads(rest) == failure(*REFUSED[400], headers["x-request-id"])
+    assert status.startswith(f"HTTP/1.1 {status_code} ")
+    assert json.loads(rest) == failure(*REFUSED[status_code], headers["x-request-id"])
     assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}|[0-9a-f-]{36}", headers["x-request-id"])
     assert headers["content-type"] == "application/json"
+    assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
 
 
 # ---------------------------------------------------------------- health, and servers that are missing or broken
@@ -476,6 +518,7 @@ def test_healthz_is_ok_while_a_server_serves(edge):
     for answer in (edge.get("/healthz"), edge.head("/healthz")):
         assert (answer.status_code, answer.content) == (200, b"")
         assert_clean(answer.headers)
+        assert_not_kept_nor_guessed(answer)
         assert ULID.fullmatch(answer.headers["x-request-id"])
     other = edge.post("/healthz")
     assert_refused(other, 405)

@@ -8,7 +8,9 @@ from server.local.demo import KEY_FILE
 from tests.callers import ROUTE, Grpc, Rest
 from tests.faults.conftest import is_worker, kill
 from tests.stack import Up, local_settings, wait_until
+from tests.wire import Wire, framed, grpc_headers
 
+SERVICE = "ordernumbers.v1.PhoneNumberService"
 SECRET = "canary-7f3a9c1e5b"
 
 
@@ -23,6 +25,7 @@ def test_neither_the_demo_key_nor_a_planted_secret_is_ever_told(open_path, level
             for call in (Rest(client), Grpc(channel)):
                 answers += spoken(call, key)
             answers += improper(client, key)
+            answers += [told for port in (settings.grpc_port, settings.rest_port) for told in off_the_wire(port, key)]
             if level == "broken":
                 kill(*(process for process in up.processes() if "postgres" in process.name()))
                 answers += spoken(Rest(client), key) + spoken(Grpc(channel), key)
@@ -68,4 +71,44 @@ def improper(client, key):
         client.post(f"{ROUTE}?key={SECRET}", content=b"{}", headers=headers),
         client.post(ROUTE, content=b"{}", headers=headers | {"content-type": SECRET}),
     ]
+    for secret in (key, SECRET):
+        answers += [
+            client.post(f"/v1/{secret}", content=b"{}", headers=headers),
+            client.post(f"{ROUTE}/{secret}", content=b"{}", headers=headers),
+            client.request(secret, ROUTE, content=b"{}", headers=headers),
+            client.post(
+                ROUTE, content=b"{}", headers=headers | {"authorization": f"Bearer {secret}\xa0".encode("latin-1")}
+            ),
+            client.post(ROUTE, content=b"{}", headers=headers | {"user-agent": f"{secret}\xff".encode("latin-1")}),
+            client.post(ROUTE, content=b"{}", headers=headers | {"x-request-id": secret, "host": secret}),
+        ]
     return [answer.text for answer in answers]
+
+
+def off_the_wire(port, key):
+    """What gRPC calls are answered that say a secret where gRPC or HTTP does not allow it."""
+    answers = []
+    for secret in (key, SECRET):
+        for changed in (
+            {"authorization": f"Bearer {secret}\xa0".encode("latin-1")},
+            {"x-other": f"{secret}\xff".encode("latin-1")},
+            {"x-other": f"{secret}é".encode()},
+            {"x-other": f"{secret}\0"},
+            {"x-bin": f"{secret}%"},
+            {f"X-{secret}": "x"},
+            {"grpc-timeout": secret},
+            {"grpc-encoding": secret},
+            {"te": secret},
+            {":path": f"/{secret}"},
+            {":path": f"/{SERVICE}/{secret}"},
+            {":method": secret},
+            {":scheme": secret},
+            {":authority": secret},
+            {"host": secret},
+        ):
+            with Wire(port) as wire:
+                stream = wire.begin(grpc_headers(port, key, changed))
+                wire.send(stream, framed(secret.encode()), ends=True)
+                told = str(wire.heard(stream))
+            answers.append(told.replace(f"Illegal header key: X-{secret}", ""))  # gRPC itself, to its sender alone
+    return answers

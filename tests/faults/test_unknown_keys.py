@@ -40,7 +40,7 @@ def test_made_up_keys_cost_few_look_ups_and_hold_up_no_known_key(wary, database,
         assert call(shop.key, numbers=shop.numbers(1)).status == 200
     assert {answer.status for answer in answers} == {401, 429}
     refused = next(answer for answer in answers if answer.status == 429)
-    assert refused.body == failure("RATE_LIMITED", "too many requests", refused.request_id)
+    assert refused.body == failure("RATE_LIMITED", "rate limited", refused.request_id)
     assert refused.headers["retry-after"] == "1"
     assert looked_up < MADE_UP / 2
 

@@ -4,14 +4,18 @@ import asyncio
 import os
 import signal
 import socket
+from contextlib import suppress
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.local.edge import is_ready
 from tests.load import Load
 from tests.shop import Shop
 from tests.stack import Up, gone, local_settings, wait_until
+from tests.wire import Wire, grpc_headers
 
 
 @pytest.fixture
@@ -61,6 +65,21 @@ def test_a_worker_that_ends_is_replaced(serve, settings):
     first.kill()
     wait_until(lambda: {first.pid, second.pid} < {first.pid, *(p.pid for p in workers(serve))})
     assert "ended by itself, with status -9; starting it again" in serve.logs
+
+
+def test_a_worker_whose_grpc_has_ended_is_replaced_and_tells_no_secret(serve, settings):
+    """One byte in a path that is not UTF-8 ends grpcio's server. Envoy escapes it. The workers' own ports are open."""
+    with Wire(settings.grpc_port) as wire:
+        wire.heard(wire.begin(grpc_headers(settings.grpc_port, "x", {":path": b"/am_live_secret\xa0"}), ends=True))
+    wait_until(lambda: "ended by itself, with status 0; starting it again" in serve.logs)
+    wait_until(lambda: is_serving(f"127.0.0.1:{settings.grpc_port}"))
+    assert "secret" not in serve.logs
+
+
+def is_serving(target):
+    with grpc.insecure_channel(target) as channel, suppress(grpc.RpcError):
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_workers_end_with_a_parent_that_is_killed(serve):

@@ -9,8 +9,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from ordernumbers.v1 import errors_pb2
 from server.auth import required_scope
-from server.config import NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
-from server.errors import TABLE, Code
+from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
+from server.errors import AT_THE_EDGE, TABLE, Code
 from server.keys import SCOPES
 from server.rpc import SERVICE
 
@@ -84,6 +84,11 @@ def test_every_code_has_its_meaning():
     assert set(TABLE) == set(Code)
 
 
+def test_the_edge_finds_each_of_its_errors_by_the_status():
+    statuses = [TABLE[code].http_status for code in AT_THE_EDGE]
+    assert len(set(statuses)) == len(statuses)
+
+
 def test_every_method_declares_a_scope_that_keys_can_have():
     assert {required_scope(method) for method in SERVICE.methods} <= set(SCOPES)
 
@@ -99,3 +104,5 @@ def test_the_limits_of_the_protos_and_of_envoy_are_those_of_the_settings():
     assert f"size(this) <= {NUMBERS_PER_ORDER_MAX}" in proto
     (listener,) = yaml.safe_load((ROOT / "envoy/envoy.yaml").read_text())["static_resources"]["listeners"]
     assert listener["per_connection_buffer_limit_bytes"] == REQUEST_BODY_BYTES_MAX
+    edge = (ROOT / "envoy/edge.lua").read_text()
+    assert f"HEADERS_BYTES_MAX, HEADERS_MAX = {HEADERS_BYTES_MAX}, {HEADERS_MAX}\n" in edge
