@@ -504,7 +504,7 @@ def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
             buying = outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
             return asyncio.create_task(buying)
 
-        many = [buy(locked, 8) for _ in range(600)]
+        many = [buy(locked, 60) for _ in range(600)]
         one = buy(briefly, 5)
         await asyncio.sleep(1)  # all of them are in the slow lane
         brief.close()
@@ -521,8 +521,7 @@ def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
     answer, answers = run(database.url, work, slow_lanes=3)
     assert answer == "PLACED"
     assert max(counts) <= 2  # one for each of the two numbers
-    assert Counter(answers)["PLACED"] == 1
-    assert set(answers) <= {"PLACED", Code.INSUFFICIENT_INVENTORY, Code.UNAVAILABLE}
+    assert Counter(answers) == {"PLACED": 1, Code.INSUFFICIENT_INVENTORY: 599}
 
 
 def test_organizations_take_turns_in_the_slow_lane():
