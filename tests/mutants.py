@@ -347,8 +347,19 @@ def is_noticed(mutant: Mutant) -> bool:
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
         (copy / mutant.file).write_text(mutated(mutant, copy))
         Path(folder).chmod(0o711)
+        status, said = tested(copy, mutant.tests)
+    failed = [line for line in said.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
+    noticed = status == 1 and bool(failed)
+    by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"nobody (pytest said {status})"
+    print(f"{mutant.name}: noticed by {by}, {time.monotonic() - began:.0f} s", flush=True)
+    return noticed
+
+
+def tested(copy: Path, tests: str) -> tuple[int | None, str]:
+    """pytest's exit status, None if it did not end in time, and what it printed."""
+    try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
             cwd=copy,
             env=os.environ | {"PYTHONPATH": f"{copy}:{copy / 'gen'}"},
             capture_output=True,
@@ -356,11 +367,9 @@ def is_noticed(mutant: Mutant) -> bool:
             timeout=RUN_SECONDS_MAX,
             check=False,
         )
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
-    noticed = done.returncode == 1 and bool(failed)
-    by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"nobody (pytest said {done.returncode})"
-    print(f"{mutant.name}: noticed by {by}, {time.monotonic() - began:.0f} s", flush=True)
-    return noticed
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout
 
 
 if __name__ == "__main__":
