@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import grpc
 import httpx
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
@@ -28,12 +29,14 @@ def is_serving(target):
 
 @pytest.fixture
 def frozen(service):
-    """Stops every backend that serves the workers, as a machine would that stands still."""
+    """Stops every backend that serves the workers; wholly, also what makes new ones, as a machine that stands still."""
 
     @contextmanager
-    def freeze():
+    def freeze(*, wholly=False):
         with service.database.engine.connect() as connection:
             pids = connection.execute(SERVERS).scalars().all()
+            if wholly:
+                pids.append(psutil.Process(connection.execute(text("SELECT pg_backend_pid()")).scalar()).ppid())
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -67,7 +70,7 @@ def test_who_waits_longer_is_served_over_another_connection(grpc_direct_call, sh
 
 def test_a_key_that_cannot_be_looked_up_is_not_refused_but_unavailable(call, shop, frozen):
     numbers = shop.numbers(1)
-    with frozen():
+    with frozen(wholly=True):
         answer = call(shop.key, numbers=numbers)
     assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
     assert shop.owned() == set()
