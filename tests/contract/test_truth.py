@@ -67,7 +67,7 @@ def target(request, service):
 @pytest.fixture(autouse=True, scope="module")
 def no_script_error(service):
     yield
-    assert stat(service.admin_port, "http.edge.lua.errors") == 0
+    assert stat(service.settings, "http.edge.lua.errors") == 0
 
 
 def order(shop):
