@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-mutants bench gen lint check-gen pins clean
+.PHONY: help run test test-faults test-mutants test-versions bench gen lint check-gen pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## everything on this machine: PostgreSQL, servers, Envoy, a demo organization
 	@exec $(BIN)/ordernumbers up
@@ -21,6 +21,9 @@ test-faults: $(READY) ## the fault suite in its full form: hundreds of kills, te
 
 test-mutants: $(READY) ## break the code in known ways, and see that a test notices each
 	$(RUN) python -m tests.mutants
+
+test-versions: $(READY) ## store, concurrency and fault tests on PostgreSQL 14 to 18 and with Python 3.11 to 3.13
+	$(RUN) python -m tests.versions
 
 bench: $(READY) ## orders against PostgreSQL's own benchmark, a quarter of an hour; QUICK=1: 2 minutes
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
