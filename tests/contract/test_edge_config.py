@@ -175,6 +175,7 @@ def test_an_edge_whose_memory_is_full_refuses_and_says_when_to_come_again(tmp_pa
         refused = httpx.post(url, json=ORDER)
         assert refused.json() == failure("UNAVAILABLE", "service unavailable", refused.headers["x-request-id"])
         assert refused.headers["retry-after"] == "1"
+        assert (refused.headers["cache-control"], refused.headers["x-content-type-options"]) == ("no-store", "nosniff")
         with grpc.insecure_channel(f"127.0.0.1:{settings.rest_port}") as channel:
             method = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
             error = refusal(channel, method)
