@@ -11,7 +11,11 @@ local HEADERS_BYTES_MAX, HEADERS_MAX = 16384, 100
 ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
 
 -- What the access log calls a route: never what a caller wrote, which could be a key.
-for _, route in ipairs(ROUTES) do route.name = route.path:gsub("%[%^/%]%+", "*"):gsub("[%^$%%]", "") end
+local NAMED = {}
+for _, route in ipairs(ROUTES) do
+  route.name = route.path:gsub("%[%^/%]%+", "*"):gsub("[%^$%%]", "")
+  NAMED[route.name] = route
+end
 
 local function remember(h, key, value)
   if value then h:streamInfo():dynamicMetadata():set(NS, key, value) end
@@ -44,10 +48,22 @@ local function identify(h, headers)
   remember(h, "id", id)
 end
 
+-- All headers by name, in one walk: each call into Envoy costs more than all that is done with its answer. A name that
+-- comes more than once has its values joined by commas.
+local function read(headers)
+  local said, bytes, count = {}, 0, 0
+  for name, value in pairs(headers) do
+    bytes, count = bytes + #name + #value, count + 1
+    said[name] = said[name] and said[name] .. "," .. value or value
+  end
+  return said, bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX
+end
+
 -- One spelling of one key: "bearer  x" must not have a rate limit of its own beside that of "Bearer x".
-local function tidy_key(headers)
-  local scheme, key = (headers:get("authorization") or ""):match("^(%a+) +([^ ,]+)$")
-  if scheme and scheme:lower() == "bearer" then headers:replace("authorization", "Bearer " .. key) end
+local function tidy_key(headers, said)
+  local scheme, blanks, key = (said["authorization"] or ""):match("^(%a+)( +)([^ ,]+)$")
+  if not scheme or scheme:lower() ~= "bearer" then return end
+  if scheme ~= "Bearer" or blanks ~= " " then headers:replace("authorization", "Bearer " .. key) end
 end
 
 -- The headers that become gRPC metadata. A client's own grpc-timeout, grpc-encoding or bad *-bin would break the call.
@@ -55,22 +71,19 @@ local KEPT = { ["authorization"] = true, ["content-type"] = true, ["content-leng
   ["transfer-encoding"] = true, ["user-agent"] = true, ["x-forwarded-for"] = true, ["x-forwarded-proto"] = true,
   ["x-request-id"] = true }
 local function is_kept(name) return name:sub(1, 1) == ":" or KEPT[name] end
-local function unkept(name) return not is_kept(name) end
 local function any() return true end
 
 -- What is wrong with headers or trailers. Control characters have no place in HTTP (RFC 9110, 5.5). What becomes gRPC
 -- metadata must be printable ASCII: gRPC's own log repeats what is not UTF-8, be it a key.
-local function fault_of_headers(headers, is_metadata)
-  local bytes, count = 0, 0
-  for name, value in pairs(headers) do
-    bytes, count = bytes + #name + #value, count + 1
+local function fault_of_headers(said, are_too_large, is_metadata)
+  for name, value in pairs(said) do
     if value:find(is_metadata(name) and "[^ -~]" or "[%z\1-\8\10-\31\127]") then return "400" end
   end
-  if bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX then return "431" end
+  if are_too_large then return "431" end
 end
 
 -- Envoy joins the Host headers that a request has, and the :authority of HTTP/2 (RFC 9112, 3.2; RFC 9113, 8.3.1).
-local function has_one_host(headers) return not headers:get(":authority"):find(",", 1, true) end
+local function has_one_host(said) return not said[":authority"]:find(",", 1, true) end
 
 local function split(target) return (target or ""):match("^([^?]*)%??(.*)$") end
 
@@ -96,48 +109,51 @@ end
 local function fault_of_trailers(h)
   local trailers = h:trailers()
   if not trailers then return end
-  local fault = fault_of_headers(trailers, any)
-  remove(trailers, any)                      -- they mean nothing to a server
-  return fault
+  local said, are_too_large = read(trailers)
+  for name in pairs(said) do trailers:remove(name) end        -- they mean nothing to a server
+  return fault_of_headers(said, are_too_large, any)
 end
 
 -- What is wrong with a REST request: an HTTP status and more about it; nil if nothing is.
-local function fault_of_rest(headers, route, path, query)
+local function fault_of_rest(headers, said, route, path, query)
   if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- no slash may hide
   if not route then return "404" end
-  local takes = route[headers:get(":method")]
+  local takes = route[said[":method"]]
   if not takes then return "405", { allow = route.allow } end
   for pair in query:gmatch("[^&]+") do
     local name = pair:match("^[^=]*")
     if not (takes.query and takes.query[name]) then return "400", named(name, "unknown parameter") end
   end
-  local content = headers:get("content-type") or ""
+  local content = said["content-type"] or ""
   if is_grpc(content) or takes.body and not is_json(content) then return "415" end
-  remove(headers, unkept)
+  for name in pairs(said) do
+    if not is_kept(name) then headers:remove(name) end
+  end
 end
 
-local function fault_of_grpc(headers)
-  if headers:get(":method") ~= "POST" then return "405" end
-  if headers:get("te") ~= "trailers" then return "400" end    -- a proxy on the way may drop the status
+local function fault_of_grpc(said)
+  if said[":method"] ~= "POST" then return "405" end
+  if said["te"] ~= "trailers" then return "400" end    -- a proxy on the way may drop the status
 end
 
 local function check(h)
   local headers = h:headers()
   identify(h, headers)
-  tidy_key(headers)
-  local path, query = split(headers:get(":path"))
+  local said, are_too_large = read(headers)
+  tidy_key(headers, said)
+  local path, query = split(said[":path"])
   local route = route_of(path)
-  local grpc = not route and is_grpc(headers:get("content-type") or "")
+  local grpc = not route and is_grpc(said["content-type"] or "")
   local rest = not grpc or h:streamInfo():protocol() ~= "HTTP/2"
   remember(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$"))
   remember(h, "grpc", grpc)
   remember(h, "rest", rest)
-  remember(h, "head", headers:get(":method") == "HEAD")
-  local fault = fault_of_headers(headers, grpc and any or is_kept) or not has_one_host(headers) and "400"
+  remember(h, "head", said[":method"] == "HEAD")
+  local fault = fault_of_headers(said, are_too_large, grpc and any or is_kept) or not has_one_host(said) and "400"
   if fault then return fault end
   if grpc and rest then return "426" end     -- its status would be in trailers, which Envoy drops on HTTP/1.1
-  if grpc then return fault_of_grpc(headers) end
-  return fault_of_rest(headers, route, path, query)
+  if grpc then return fault_of_grpc(said) end
+  return fault_of_rest(headers, said, route, path, query)
 end
 
 -- A gRPC message is sent on whole: no server waits for the rest of it, and none has begun what was cut off.
@@ -146,9 +162,8 @@ local function fault_of_grpc_body(h)
   if is_ours and h:body() then return fault_of_trailers(h) end
 end
 
-local function fault_of_rest_body(h)
-  local headers = h:headers()
-  local takes = route_of((split(headers:get(":path"))))[headers:get(":method")]
+local function fault_of_rest_body(h, route)
+  local takes = route[h:headers():get(":method")]
   if not takes.body then return end
   local body = h:body(true)                  -- more than the listener's buffer limit: Envoy answers 413
   local ok, name, rule = is_json_of(body:getBytes(0, body:length()), takes.body)
@@ -160,7 +175,7 @@ end
 local function check_body(h)
   local meta = h:streamInfo():dynamicMetadata():get(NS)
   if not meta then return end
-  if meta.rest then return fault_of_rest_body(h) end
+  if meta.rest then return fault_of_rest_body(h, NAMED[meta.path]) end
   return fault_of_grpc_body(h)
 end
 
@@ -272,9 +287,6 @@ local function answer(h)
   local headers = h:headers()
   local meta = h:streamInfo():dynamicMetadata():get(NS) or unmet(headers)
   headers:replace("x-request-id", meta.id)
-  headers:replace("cache-control", "no-store")
-  headers:replace("x-content-type-options", "nosniff")
-  if h:streamInfo():downstreamSslConnection() then headers:replace("strict-transport-security", "max-age=31536000") end
   if not meta.rest then
     refuse_grpc(headers)
     scrub(headers, internal_to_grpc)

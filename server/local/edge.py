@@ -39,6 +39,13 @@ START_SECONDS_MAX = 30
 GRACE_SECONDS = 5
 POLL_SECONDS = 0.05
 WATCH_SECONDS = 1.0
+HSTS = {
+    "append": {
+        "header": {"key": "strict-transport-security", "value": "max-age=31536000"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+}
+"""With TLS a browser shall not try without it for a year (RFC 6797)."""
 
 Config = dict[str, Any]
 
@@ -99,6 +106,8 @@ def _tls(certificate: Path, key: Path) -> Config:
 
 def _set_http(http: Config, settings: Settings) -> None:
     filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
+    if settings.tls_cert:
+        filters["every_answer"]["mutations"]["response_mutations"].append(HSTS)
     for name in ("edge", "body"):
         filters[name]["default_source_code"]["filename"] = str(EDGE / f"{name}.lua")
         filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
