@@ -26,10 +26,10 @@ from psycopg import errors
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.order_connection import HELD_UP, IN_THE_WAY, OrderConnection, Unsettled
-from server.ordering import Busy, Decision, Id, Order, Placed, Replayed
 from server.pending import PendingOrder, Queue, Stage
+from server.rules.values import Busy, Decision, Id, Order, Placed, Replayed
+from server.store.connection import DatabaseAway
 from server.store.orders import AnswerOf, InProgress, OutcomeUnknown, place, place_alone
-from server.store.pipeline import DatabaseAway
 
 log = logging.getLogger(__name__)
 

@@ -102,7 +102,7 @@ def up(
 
     With DATABASE_URL it runs on that database, and migrates it or puts a demo into it only when told.
     """
-    from server.local.up import run  # noqa: PLC0415
+    from server.run.up import run  # noqa: PLC0415
 
     run(settings(), demo=demo, migrate=migrate)
 
@@ -110,7 +110,7 @@ def up(
 @app.command()
 def serve(_as_json: Json = False) -> None:
     """Run the gRPC server alone, all its workers. SIGTERM drains them; SIGHUP replaces them one by one."""
-    from server.process import serve as run  # noqa: PLC0415
+    from server.run.serve import serve as run  # noqa: PLC0415
     from server.store import migrations  # noqa: PLC0415
 
     url = _database_url()
@@ -124,7 +124,7 @@ def edge(
     _as_json: Json = False,
 ) -> None:
     """Run Envoy alone, set up as the settings say."""
-    from server.local.edge import edge_config, run  # noqa: PLC0415
+    from server.run.edge import edge_config, run  # noqa: PLC0415
 
     if only_print:
         _print_json(edge_config(settings()))
@@ -369,7 +369,7 @@ def _database_url() -> str:
     url = settings().database_url
     if url is not None:
         return url
-    from server.local.postgres import url_of_running  # noqa: PLC0415
+    from server.run.embedded.postgres import url_of_running  # noqa: PLC0415
 
     return url_of_running(settings().data_dir)
 

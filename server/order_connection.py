@@ -9,16 +9,16 @@ import psycopg
 from psycopg import errors
 
 from server.config import Settings
-from server.ordering import Placed
 from server.pending import CERTAIN_SECONDS, PendingOrder
-from server.store.orders import STATEMENTS, InProgress, Limits, OutcomeUnknown, place
-from server.store.pipeline import (
+from server.rules.values import Placed
+from server.store.connection import (
     IDLE_CHECK_SECONDS_MAX,
     RUNNING,
     DatabaseAway,
     PipelinedConnection,
     ReconnectingConnection,
 )
+from server.store.orders import STATEMENTS, InProgress, Limits, OutcomeUnknown, place
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from server.errors import Code, Refusal
-from server.ordering import Decision, Id, Order, Placed
+from server.rules.values import Decision, Id, Order, Placed
 
 CERTAIN_SECONDS = 0.05
 """So long before its deadline an order is no longer sent: it could only time out."""

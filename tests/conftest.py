@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Engine
 
 from server.config import Settings
-from server.local.postgres import LOG_FILE, EmbeddedPostgres
+from server.run.embedded.postgres import LOG_FILE, EmbeddedPostgres
 from server.store import migrations
 from server.store.check import violations
 from server.store.engine import admin_engine
-from tests.stack import Up, local_settings
+from tests.support.stack import Up, local_settings
 
 TEMPLATE = "migrated"
 

@@ -27,8 +27,8 @@ class Mutant(NamedTuple):
     tests: str
 
 
-ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/ordering.py", "server/batching.py"
-PIPELINE, CONNECTION = "server/store/pipeline.py", "server/order_connection.py"
+ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/rules/ordering.py", "server/batching.py"
+PIPELINE, CONNECTION = "server/store/connection.py", "server/order_connection.py"
 TRANSACTION = "tests/store/test_order_transaction.py"
 FAILOVER = "tests/store/test_failover.py"
 RETRIES = "tests/store/test_retries.py"
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "keys are renewed by every call",
-        "server/rpc.py",
+        "server/rpc/calls.py",
         "if answer.key_seen:",
         "if True:",
         "tests/unit/test_calls.py",

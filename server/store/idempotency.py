@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import Interval, Text, bindparam, cast, delete, func, literal_column, select
 
 from server.config import Settings
-from server.store.pipeline import Statement, connect
+from server.store.connection import Statement, connect
 from server.store.tables import idempotency_key
 
 STEP_ROWS = 500

@@ -39,8 +39,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
-from server.ordering import Account, Campaign, Decision, Key, Number, Order, Placed, Remembered, State, decide
-from server.store.pipeline import Call, DatabaseAway, PipelinedConnection, Result, Statement
+from server.rules.ordering import decide
+from server.rules.values import Account, Campaign, Decision, Key, Number, Order, Placed, Remembered, State
+from server.store.connection import Call, DatabaseAway, PipelinedConnection, Result, Statement
 from server.store.tables import (
     Instant,
     api_key,

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from server import cli
 from server.config import settings
 from tests.conftest import Database, _execute, _new_database
-from tests.shop import Shop
+from tests.support.customer import Shop
 
 COMMAND = Path(sys.executable).parent / "ordernumbers"
 

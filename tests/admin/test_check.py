@@ -13,8 +13,8 @@ from server.store import check
 from server.store.check import violations
 from server.store.engine import admin_engine
 from tests.admin.conftest import SELL, sell
-from tests.shop import CREDIT_MICROS, Shop
-from tests.stack import wait_until
+from tests.support.customer import CREDIT_MICROS, Shop
+from tests.support.stack import wait_until
 
 ORDERED = CREDIT_MICROS - 1_000_000
 

@@ -4,12 +4,12 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from server.local.postgres import EmbeddedPostgres
+from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.check import durability
 from server.store.engine import admin_engine
 from tests.conftest import _execute, open_folder
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from server.store.engine import SHARED
-from tests.callers import Grpc
-from tests.stack import Up, free_ports, local_settings, wait_until
+from tests.support.callers import Grpc
+from tests.support.stack import Up, free_ports, local_settings, wait_until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed")

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from server.store import inventory
 from server.store.engine import TRIES_MAX
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 
 @pytest.fixture

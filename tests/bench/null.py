@@ -11,8 +11,8 @@ import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse, PhoneNumber
-from server.process import wake_without_haste
-from server.rpc import OPTIONS, SERVICE
+from server.rpc.server import OPTIONS, SERVICE
+from server.run.worker import wake_without_haste
 
 ROW = PhoneNumber(
     id="00000000-0000-7000-8000-000000000000",

@@ -20,11 +20,11 @@ import psutil
 import psycopg
 
 from server.config import Settings
-from server.local.edge import envoy_command, is_ready, write_config
-from server.local.guard import guarded
-from server.local.postgres import EmbeddedPostgres
-from server.process import GRPC_EXPERIMENTS, environment_of
-from tests.stack import free_ports
+from server.run.edge import envoy_command, is_ready, write_config
+from server.run.embedded.guard import guarded
+from server.run.embedded.postgres import EmbeddedPostgres
+from server.run.serve import GRPC_EXPERIMENTS, environment_of
+from tests.support.stack import free_ports
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS_MAX = 60
@@ -105,7 +105,7 @@ class Service:
     @property
     def worker_rss_mb_max(self) -> float:
         """Of the largest worker."""
-        workers = [process for process in tree(self.server) if "server.process" in process.cmdline()]
+        workers = [process for process in tree(self.server) if "server.run.worker" in process.cmdline()]
         return max(process.memory_info().rss for process in workers) / 2**20
 
 

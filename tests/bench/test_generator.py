@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench.generator import Client, Load, run
-from tests.shop import Shop
+from tests.support.customer import Shop
 
 ORDERS = 40
 LONGER_THAN_NEEDED_SECONDS = 30

@@ -12,7 +12,7 @@ from ordernumbers.v1.errors_pb2 import ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.store.check import violations
-from tests.shop import Shop
+from tests.support.customer import Shop
 
 
 @pytest.fixture

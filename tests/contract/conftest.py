@@ -4,8 +4,8 @@ import grpc
 import httpx
 import pytest
 
-from tests.callers import TIMEOUT_SECONDS, Grpc, Rest
-from tests.shop import Shop
+from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
+from tests.support.customer import Shop
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from ordernumbers.v1.phone_number_service_pb2_grpc import (
     add_PhoneNumberServiceServicer_to_server,
 )
 from server.config import Settings
-from server.local import edge
-from server.local.admin import ask
-from server.local.edge import envoy_command, is_ready, write_config
+from server.run import edge
+from server.run.edge import envoy_command, is_ready, write_config
+from server.run.envoy_admin import ask
 
 SERVICE = "ordernumbers.v1.PhoneNumberService"
 START_SECONDS_MAX = 20

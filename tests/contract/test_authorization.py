@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.auth import required_scope
 from server.keys import SCOPES
-from server.rpc import SERVICE
+from server.rpc.auth import required_scope
+from server.rpc.server import SERVICE
 
 METHODS = [method.name for method in SERVICE.methods]
 

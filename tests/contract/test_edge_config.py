@@ -18,8 +18,7 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import Settings
 from server.errors import BadInput
-from server.local import edge
-from tests.callers import failure
+from server.run import edge
 from tests.contract.edges import (
     access_log,
     running_edge,
@@ -28,7 +27,8 @@ from tests.contract.edges import (
     wait_until,
     wait_until_ready,
 )
-from tests.stack import local_settings
+from tests.support.callers import failure
+from tests.support.stack import local_settings
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"numbers": ["+14155550100"]}

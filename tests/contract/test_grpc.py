@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ulid import ULID
 
 from ordernumbers.v1 import errors_pb2
-from tests.callers import TIMEOUT_SECONDS, _refusal, failure
+from tests.support.callers import TIMEOUT_SECONDS, _refusal, failure
 
 METHOD = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
 SERVICE = "ordernumbers.v1.PhoneNumberService"

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from sqlalchemy import text
 
-from tests.callers import Grpc, failure
+from tests.support.callers import Grpc, failure
 
 RULE = {"idempotency-key": "must be one of 1..255 visible ASCII characters"}
 

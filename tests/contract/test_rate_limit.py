@@ -13,10 +13,10 @@ import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
-from server.local import edge
-from tests.callers import ROUTE, failure
+from server.run import edge
 from tests.contract.edges import running_edge, running_server, sell, wait_until, wait_until_ready
-from tests.stack import local_settings
+from tests.support.callers import ROUTE, failure
+from tests.support.stack import local_settings
 
 ORDER = {"numbers": ["+14155550100"]}
 MADE_UP = 300

@@ -21,9 +21,9 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import REQUEST_BODY_BYTES_MAX
 from server.errors import AT_THE_EDGE, TABLE
-from tests.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
 from tests.contract.edges import running_edge, running_server, sell, stat, wait_until, wait_until_ready
-from tests.stack import local_settings
+from tests.support.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
+from tests.support.stack import local_settings
 
 JSON = {"content-type": "application/json"}
 INTERNAL_HEADER = re.compile(r"grpc-|x-envoy-|http-status")

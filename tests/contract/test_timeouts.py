@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 
-from tests.callers import Grpc, failure
-from tests.stack import wait_until
+from tests.support.callers import Grpc, failure
+from tests.support.stack import wait_until
 
 SERVERS = text(
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ordernumbers' "

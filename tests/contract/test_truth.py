@@ -11,10 +11,10 @@ import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from server.errors import TABLE, Code
-from tests.callers import METHOD, TIMEOUT_SECONDS, failure
 from tests.contract.edges import stat
-from tests.stack import Up, local_settings
-from tests.wire import Heard, Wire, framed, grpc_headers
+from tests.support.callers import METHOD, TIMEOUT_SECONDS, failure
+from tests.support.stack import Up, local_settings
+from tests.support.wire import Heard, Wire, framed, grpc_headers
 
 
 class Case(NamedTuple):

@@ -5,15 +5,15 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from server.local.postgres import LOG_FILE, EmbeddedPostgres
+from server.run.embedded.postgres import LOG_FILE, EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
 from tests.faults.proxy import Proxy
-from tests.stack import Up, local_settings
+from tests.support.stack import Up, local_settings
 
 
 def is_worker(process):
-    return "server.process" in command_of(process)
+    return "server.run.worker" in command_of(process)
 
 
 def is_envoy(process):

@@ -16,11 +16,11 @@ import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from server.config import REQUEST_BODY_BYTES_MAX
-from tests.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
 from tests.contract.edges import running_edge, running_server, sell, wait_until_ready
 from tests.faults.conftest import is_envoy, is_worker
-from tests.shop import Shop
-from tests.stack import local_settings, wait_until
+from tests.support.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
+from tests.support.customer import Shop
+from tests.support.stack import local_settings, wait_until
 
 SLOW_CLIENTS = 50
 GROWTH_BYTES_MAX = 32 * 2**20

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from server.local import postgres
-from server.local.postgres import EmbeddedPostgres
+from server.run.embedded import postgres
+from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
-from tests.callers import Rest
 from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, BEFORE_COMMIT
 from tests.faults.workload import Workload
-from tests.shop import Shop
-from tests.stack import Up, local_settings, wait_until
+from tests.support.callers import Rest
+from tests.support.customer import Shop
+from tests.support.stack import Up, local_settings, wait_until
 
 
 async def cut(connection):

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from tests.callers import METHOD, ROUTE, ULID
 from tests.faults.conftest import is_worker
-from tests.shop import Shop
+from tests.support.callers import METHOD, ROUTE, ULID
+from tests.support.customer import Shop
 
 IN_FLIGHT = 32
 GROWTH_BYTES_MAX = 16 * 2**20

@@ -2,11 +2,11 @@
 
 import pytest
 
-from server.local.postgres import url_of_running
+from server.run.embedded.postgres import url_of_running
 from server.store.engine import admin_engine
-from tests.load import Load
-from tests.shop import Shop
-from tests.stack import Up, gone, local_settings, wait_until
+from tests.support.customer import Shop
+from tests.support.load import Load
+from tests.support.stack import Up, gone, local_settings, wait_until
 
 ORDERS_BEFORE_THE_KILL = 100
 

@@ -9,13 +9,13 @@ import time
 import psutil
 import pytest
 
-from server.local.edge import is_ready
-from server.local.postgres import url_of_running
+from server.run.edge import is_ready
+from server.run.embedded.postgres import url_of_running
 from server.store.engine import admin_engine
 from tests.faults.conftest import is_envoy, is_postgres, is_worker, kill
 from tests.faults.proxy import POINTS
 from tests.faults.workload import Workload
-from tests.stack import Up, gone, local_settings, wait_until
+from tests.support.stack import Up, gone, local_settings, wait_until
 
 KILLS_PER_SECOND_MAX = 0.7
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from tests.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
-from tests.shop import Shop
-from tests.stack import Up, local_settings
+from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
+from tests.support.customer import Shop
+from tests.support.stack import Up, local_settings
 
 QUEUE = 5
 ORDERS = 30

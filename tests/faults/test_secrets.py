@@ -4,11 +4,11 @@ import grpc
 import httpx
 import pytest
 
-from server.local.demo import KEY_FILE
-from tests.callers import ROUTE, Grpc, Rest
+from server.run.embedded.demo import KEY_FILE
 from tests.faults.conftest import is_worker, kill
-from tests.stack import Up, local_settings, wait_until
-from tests.wire import Wire, framed, grpc_headers
+from tests.support.callers import ROUTE, Grpc, Rest
+from tests.support.stack import Up, local_settings, wait_until
+from tests.support.wire import Wire, framed, grpc_headers
 
 SERVICE = "ordernumbers.v1.PhoneNumberService"
 SECRET = "canary-7f3a9c1e5b"

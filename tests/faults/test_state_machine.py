@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from server.store.inventory import import_csv
-from tests.callers import TIMEOUT_SECONDS, Grpc, Rest
-from tests.shop import Shop
+from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
+from tests.support.customer import Shop
 
 PRICE = 1_000_000
 IMPORTED_FIRST = 2_125_550_000 + 20_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from server import keys
-from tests.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
-from tests.shop import Shop
-from tests.stack import Up, local_settings
+from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
+from tests.support.customer import Shop
+from tests.support.stack import Up, local_settings
 
 MADE_UP = 500
 TRANSACTIONS = text("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from server.local.edge import is_ready
-from server.local.postgres import EmbeddedPostgres
+from server.run.edge import is_ready
+from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
 from tests.faults.conftest import is_worker, kill
 from tests.faults.workload import Workload
-from tests.stack import COMMAND, Up, free_ports, local_settings, wait_until
+from tests.support.stack import COMMAND, Up, free_ports, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 LAST_RELEASE = "7ef7806acbbd30985a69848d00a15146795cdb1a"

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.local.edge import is_ready
-from tests.load import Load
-from tests.shop import Shop
-from tests.stack import Up, gone, local_settings, wait_until
-from tests.wire import Wire, grpc_headers
+from server.run.edge import is_ready
+from tests.support.customer import Shop
+from tests.support.load import Load
+from tests.support.stack import Up, gone, local_settings, wait_until
+from tests.support.wire import Wire, grpc_headers
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def workers(serve):
 
 def is_worker(process):
     try:
-        return "server.process" in " ".join(process.cmdline())
+        return "server.run.worker" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # ended, perhaps not yet buried
         return False
 

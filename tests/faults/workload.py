@@ -24,9 +24,9 @@ from sqlalchemy import Engine, text
 from ordernumbers.v1.errors_pb2 import ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
 from server.store.check import violations
-from tests.callers import METHOD, ROUTE
-from tests.shop import Shop
-from tests.stack import wait_until
+from tests.support.callers import METHOD, ROUTE
+from tests.support.customer import Shop
+from tests.support.stack import wait_until
 
 CLIENTS = 12
 CLIENTS_WITHOUT_KEYS = 6

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from server import keys
-from server.local.demo import LOCAL, available_numbers, make_demo
+from server.run.embedded.demo import LOCAL, available_numbers, make_demo
 from server.store import admin, inventory
 from server.store.tables import api_key, organization
 

@@ -12,12 +12,12 @@ import httpx
 import psutil
 import pytest
 
-from server.local.admin import admin_socket, ask
-from server.local.edge import _envoy_path
-from tests.callers import ROUTE
+from server.run.edge import _envoy_path
+from server.run.envoy_admin import admin_socket, ask
 from tests.contract.edges import running_server, sell
 from tests.faults.conftest import is_envoy
-from tests.stack import Up, local_settings, wait_until
+from tests.support.callers import ROUTE
+from tests.support.stack import Up, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534

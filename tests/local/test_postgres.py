@@ -14,11 +14,11 @@ import psycopg
 import pytest
 
 from server.errors import BadInput
-from server.local import log_file
-from server.local import postgres as module
-from server.local.guard import guarded
-from server.local.postgres import LOG_FILE, Account, EmbeddedPostgres, url_of_running
-from tests.stack import wait_until
+from server.run.embedded import log_file
+from server.run.embedded import postgres as module
+from server.run.embedded.guard import guarded
+from server.run.embedded.postgres import LOG_FILE, Account, EmbeddedPostgres, url_of_running
+from tests.support.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -213,7 +213,7 @@ def test_a_start_killed_while_it_made_its_files_does_no_harm(data_dir):
 PARENT = """
 import sys, time
 from pathlib import Path
-from server.local.postgres import EmbeddedPostgres
+from server.run.embedded.postgres import EmbeddedPostgres
 EmbeddedPostgres(Path(sys.argv[1])).start()
 print("started", flush=True)
 time.sleep(600)
@@ -376,7 +376,7 @@ def as_ordinary_user(script, *arguments, capabilities):
 THEIRS = """
 import sys
 from pathlib import Path
-from server.local import postgres
+from server.run.embedded import postgres
 postgres._packages = lambda: Path(sys.argv[2])
 postgres.EmbeddedPostgres(Path(sys.argv[1])).start()
 print("started", flush=True)
@@ -401,7 +401,7 @@ def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
 
 @as_root
 def test_a_folder_that_a_capability_opens_can_be_written_to(open_path):
-    script = "import sys, pathlib; from server.local import postgres; postgres._make_folder(pathlib.Path(sys.argv[1]))"
+    script = "import pathlib, sys; from server.run.embedded import postgres; postgres._make_folder(pathlib.Path(sys.argv[1]))"
     open_path.joinpath("closed", "data").mkdir(parents=True)
     (open_path / "closed").chmod(0o700)
     done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_override"])

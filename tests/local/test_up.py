@@ -11,11 +11,11 @@ import httpx
 import psycopg
 import pytest
 
-from server.local.postgres import EmbeddedPostgres
+from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
 from tests.conftest import open_folder
-from tests.stack import Up, gone, local_settings, wait_until
+from tests.support.stack import Up, gone, local_settings, wait_until
 
 
 def start(open_path, name="one", **settings):
@@ -188,7 +188,7 @@ def test_stopped_while_it_starts_it_stops(open_path):
 # ---------------------------------------------------------------- what ends by itself
 
 
-@pytest.mark.parametrize("mark", ["server.process", "bin/envoy", "bin/postgres"])
+@pytest.mark.parametrize("mark", ["server.run.worker", "bin/envoy", "bin/postgres"])
 def test_what_ends_by_itself_is_started_again_and_orders_go_on(up, mark):
     victim = next(
         process

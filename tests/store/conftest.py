@@ -5,7 +5,7 @@ import time
 import pytest
 from sqlalchemy import text
 
-from tests.shop import Shop
+from tests.support.customer import Shop
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from server import batching
 from server.batching import Batcher
 from server.config import Settings
 from server.errors import Code, Refusal
-from server.ordering import Idempotency, Order, Placed
+from server.messages import answer_of
 from server.pending import PendingOrder, Queue
-from server.service import answer_of
+from server.rules.values import Idempotency, Order, Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown
-from tests.shop import Shop
-from tests.stack import wait_until
+from tests.support.customer import Shop
+from tests.support.stack import wait_until
 
 NOWHERE = "postgresql://127.0.0.1:9/none"
 

@@ -12,17 +12,17 @@ from sqlalchemy import text
 from server import keys
 from server.config import Settings
 from server.errors import Code
-from server.local import postgres
-from server.local.postgres import EmbeddedPostgres
+from server.run.embedded import postgres
+from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations, orders
+from server.store.connection import DatabaseAway, PipelinedConnection, connect
 from server.store.engine import admin_engine
 from server.store.orders import Limits
-from server.store.pipeline import DatabaseAway, PipelinedConnection, connect
-from server.store.queries import Reader
+from server.store.reads import Reader
 from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, Proxy
-from tests.shop import Shop
-from tests.stack import wait_until
 from tests.store.test_batching import assigned, order, outcome, run
+from tests.support.customer import Shop
+from tests.support.stack import wait_until
 
 REFUSING = 9  # the port of a protocol that nothing serves
 

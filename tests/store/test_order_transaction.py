@@ -15,14 +15,14 @@ from uuid_utils.compat import uuid7
 
 from server.config import Settings
 from server.errors import Refusal
-from server.ordering import Busy, Idempotency, Order, Placed
-from server.service import answer_of
+from server.messages import answer_of
+from server.rules.values import Busy, Idempotency, Order, Placed
 from server.store import orders
+from server.store.connection import connect
 from server.store.inventory import import_csv
 from server.store.orders import Limits, OutcomeUnknown, place
-from server.store.pipeline import connect
-from tests.shop import Shop
-from tests.stack import wait_until
+from tests.support.customer import Shop
+from tests.support.stack import wait_until
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from server.errors import Code
-from server.ordering import Placed
+from server.rules.values import Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown
 from tests.store.test_batching import order, outcome, run

@@ -6,10 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from server import auth, keys
-from server.auth import Authenticator
+from server import keys
 from server.errors import Code, Refusal
-from server.store.queries import Principal
+from server.rpc import auth
+from server.rpc.auth import Authenticator
+from server.store.reads import Principal
 
 KEYS = [keys.new_key(UUID(int=i)) for i in range(5)]
 

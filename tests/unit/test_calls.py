@@ -7,12 +7,13 @@ from uuid import UUID
 import grpc
 import pytest
 
+from server.api.orders import PhoneNumberService
 from server.batching import Answer
 from server.config import Settings
 from server.keys import SCOPES
-from server.rpc import SERVICE, Calls
-from server.service import PhoneNumberService
-from server.store.queries import Principal
+from server.rpc.calls import Calls
+from server.rpc.server import SERVICE
+from server.store.reads import Principal
 
 
 class Authenticator:

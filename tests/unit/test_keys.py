@@ -5,8 +5,8 @@ from uuid import UUID
 import pytest
 
 from server import keys
-from server.auth import bearer_key
 from server.errors import Code, Refusal
+from server.rpc.auth import bearer_key
 
 ORGANIZATION = UUID(int=7)
 KEY = "am_live_26qE4eSTn0IXQMPRz2fVWuAm4adRDfvm37hnsJ2BnbYg"  # of ORGANIZATION

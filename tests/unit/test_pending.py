@@ -2,8 +2,8 @@
 
 from uuid_utils.compat import uuid7
 
-from server.ordering import Order
 from server.pending import PendingOrder, Queue
+from server.rules.values import Order
 
 
 def pending(organization_id):

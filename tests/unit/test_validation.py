@@ -6,7 +6,7 @@ import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from server.errors import Code, Refusal
-from server.validation import validate
+from server.rpc.validation import validate
 
 GOOD = "+14155550100"
 NOT_PUBLIC = "must be a public https:// URL"

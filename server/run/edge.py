@@ -24,10 +24,11 @@ import yaml
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import BadInput
-from server.local.admin import SOCKET_MODE, admin_socket, ask, stat
-from server.local.files import claimed
-from server.local.guard import guarded
-from server.process import kept, log_as_json, until_stopped
+from server.log import log_as_json
+from server.run.embedded.files import claimed
+from server.run.embedded.guard import guarded
+from server.run.envoy_admin import SOCKET_MODE, admin_socket, ask, stat
+from server.run.supervisor import kept, until_stopped
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,15 @@
-"""The methods: protobuf to domain and back, a few lines each. What every call needs is done before (rpc.py)."""
+"""Orders: protobuf to domain. What every call needs is done before (rpc/calls.py)."""
 
 import json
-from datetime import datetime
 from hashlib import sha256
 from typing import NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from server.batching import Answer, Batcher
-from server.ordering import Idempotency, Order, Placed
-from server.store.queries import Principal
+from server.rules.values import Idempotency, Order
+from server.store.reads import Principal
 
 
 class Call(NamedTuple):
@@ -68,35 +66,3 @@ def _fingerprint(method: str, **asked: object) -> bytes:
     version adds changes none that is remembered."""
     said = {field: value for field, value in asked.items() if value is not None}
     return sha256(json.dumps([method, said], sort_keys=True).encode()).digest()
-
-
-def answer_of(placed: Placed) -> bytes:
-    """The serialized answer to an order that was placed."""
-    return _response(placed).SerializeToString()
-
-
-def _response(placed: Placed) -> OrderNumbersResponse:
-    order, at = placed.order, _whole_seconds(placed.at)
-    return OrderNumbersResponse(
-        success=True,
-        data=[
-            PhoneNumber(
-                id=assignment_id,
-                number=number,
-                number_type=row.number_type,
-                inbound_url=order.inbound_url,
-                status_url=order.status_url,
-                label=order.label,
-                campaign_id=order.campaign_id,
-                sms_enabled=row.sms_enabled,
-                mms_enabled=row.mms_enabled,
-                created_at=at,
-                updated_at=at,
-            )
-            for assignment_id, number, row in zip(order.assignment_ids, order.numbers, placed.numbers, strict=True)
-        ],
-    )
-
-
-def _whole_seconds(at: datetime) -> Timestamp:
-    return Timestamp(seconds=int(at.timestamp()))

@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from server.config import Settings
-from server.local.files import socket_folder
+from server.run.embedded.files import socket_folder
 
 TIMEOUT_SECONDS = 2.0
 SOCKET_MODE = 0o600

@@ -4,7 +4,7 @@ import threading
 
 import httpx
 
-from tests.callers import Rest
+from tests.support.callers import Rest
 
 BUYERS = 8
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from server.local.files import open_private
+from server.run.embedded.files import open_private
 
 LOG_BYTES_MAX = 10_000_000
 LOOK_SECONDS = 1.0

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from server.config import Settings
-from server.local.guard import guarded
-from server.process import environment_of
+from server.run.embedded.guard import guarded
+from server.run.serve import environment_of
 
 COMMAND = str(Path(sys.executable).with_name("ordernumbers"))
 START_SECONDS_MAX = 60

@@ -9,8 +9,8 @@ from psycopg import Error
 from sqlalchemy import ARRAY, LargeBinary, Text, any_, bindparam, cast, func, or_, select
 
 from server.config import Settings
-from server.ordering import Id
-from server.store.pipeline import (
+from server.rules.values import Id
+from server.store.connection import (
     IDLE_CHECK_SECONDS_MAX,
     Call,
     DatabaseAway,

@@ -17,7 +17,7 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
-from tests.callers import METHOD, TIMEOUT_SECONDS
+from tests.support.callers import METHOD, TIMEOUT_SECONDS
 
 
 def grpc_headers(port: int, key: str, changed: dict[str, str | bytes | None]) -> list[tuple[str, str | bytes]]:

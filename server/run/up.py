@@ -21,11 +21,13 @@ from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
 from server.errors import BadInput
-from server.local.admin import admin_socket
-from server.local.demo import KEY_FILE, available_numbers, make_demo
-from server.local.edge import CONTRACT, Edge, is_ready
-from server.local.postgres import EmbeddedPostgres
-from server.process import kept, log_as_json, until_stopped, workers
+from server.log import log_as_json
+from server.run.edge import CONTRACT, Edge, is_ready
+from server.run.embedded.demo import KEY_FILE, available_numbers, make_demo
+from server.run.embedded.postgres import EmbeddedPostgres
+from server.run.envoy_admin import admin_socket
+from server.run.serve import workers
+from server.run.supervisor import kept, until_stopped
 from server.store import migrations
 from server.store.engine import admin_engine
 

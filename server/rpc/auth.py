@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from ordernumbers.v1 import options_pb2
 from server import keys
 from server.errors import Code, Refusal
-from server.store.queries import Principal
+from server.store.reads import Principal
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE | re.ASCII)
 CACHED_KEYS_MAX = 10_000

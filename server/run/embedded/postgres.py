@@ -25,9 +25,9 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import BadInput
-from server.local.files import claimed, locked, open_private, socket_folder, write_private
-from server.local.guard import guarded
-from server.local.log_file import LogFile
+from server.run.embedded.files import claimed, locked, open_private, socket_folder, write_private
+from server.run.embedded.guard import guarded
+from server.run.embedded.log_file import LogFile
 
 DATABASE = "ordernumbers"
 SUPERUSER = "ordernumbers"

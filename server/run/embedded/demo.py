@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, exists, func, select
 
 from server import keys
-from server.local.files import write_private
+from server.run.embedded.files import write_private
 from server.store import admin, inventory
 from server.store.tables import api_key, organization, phone_number
 

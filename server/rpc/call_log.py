@@ -1,0 +1,51 @@
+"""The log line of each call."""
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from server.store.reads import Principal
+
+
+class Line:
+    """One call, as the log tells of it."""
+
+    __slots__ = ("code", "method", "principal", "request_id", "started")
+
+    def __init__(self, method: str, request_id: str) -> None:
+        self.method = method
+        self.request_id = request_id
+        self.started = time.monotonic()
+        self.principal: Principal | None = None
+        self.code: str = "OK"
+
+    def __str__(self) -> str:
+        """JSON, by hand: it is a tenth of the cost, and nothing in it is a caller's text."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        ms = (time.monotonic() - self.started) * 1000
+        key = self.principal
+        who = f', "organization": "{key.organization_id}", "key_id": "{key.api_key_id}"' if key else ""
+        return (
+            f'{{"time": "{now}", "request_id": "{self.request_id}", "method": "{self.method}", '
+            f'"code": "{self.code}", "ms": {ms:.3f}{who}}}'
+        )
+
+
+class CallLog:
+    """One JSON line a call on standard error; the lines of one turn of the event loop in one write."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def write(self, line: Line) -> None:
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._lines.append(str(line))
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        with suppress(OSError, ValueError):  # a log that cannot be written must not stop sales
+            sys.stderr.write("\n".join([*lines, ""]))
+            sys.stderr.flush()

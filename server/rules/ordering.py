@@ -1,0 +1,97 @@
+"""The decision on orders: plain values in, plain values out. All the rules of the sale live here."""
+
+from collections.abc import Iterable, Mapping
+
+from server.errors import Code, Refusal, Shortage
+from server.rules.values import Account, Busy, Decision, Id, Order, Placed, Replayed, State
+
+SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
+
+
+def decide(orders: Iterable[Order], state: State) -> list[Decision]:
+    """What becomes of each order, in turn; each sees what the ones before it took."""
+    taken: set[str] = set()
+    used: set[tuple[Id, str]] = set()
+    accounts = dict(state.accounts)
+    decisions: list[Decision] = []
+    for order in orders:
+        claim = _claim(order)
+        # Its answer is known when the order that took the key before it is written, and no sooner.
+        decision = Busy() if claim in used else _decide_one(order, state, taken, accounts)
+        if isinstance(decision, Placed):
+            taken.update(order.numbers)
+            if claim:
+                used.add(claim)
+            accounts[order.organization_id] = decision.account
+        decisions.append(decision)
+    return decisions
+
+
+def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[Id, Account]) -> Decision:
+    if order.organization_id in state.busy:
+        return Busy()
+    known = _key_refusal(order, state) or _replay(order, state)
+    if known:
+        return known
+    if not state.busy.isdisjoint(order.numbers):
+        return Busy()
+    refusal = _campaign_refusal(order, state) or _shortage(order, state, taken)
+    if refusal:
+        return refusal
+    numbers = tuple(state.numbers[number] for number in order.numbers)
+    total_micros = sum(number.price_micros for number in numbers)
+    before = accounts[order.organization_id]
+    if total_micros > before.balance_micros:
+        return Refusal(Code.INSUFFICIENT_CREDIT)
+    account = Account(before.balance_micros - total_micros, before.entry_no + 1)
+    return Placed(order, state.now, numbers, total_micros, account)
+
+
+def _key_refusal(order: Order, state: State) -> Refusal | None:
+    key = state.keys.get(order.api_key_id)
+    if key is None or not key.is_valid(state.now):
+        return Refusal(Code.UNAUTHORIZED)
+    return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
+
+
+def _claim(order: Order) -> tuple[Id, str] | None:
+    return (order.organization_id, order.idempotency.key) if order.idempotency else None
+
+
+def _replay(order: Order, state: State) -> Replayed | Refusal | None:
+    claim = _claim(order)
+    remembered = state.remembered.get(claim) if claim else None
+    if order.idempotency is None or remembered is None:
+        return None
+    if remembered.fingerprint != order.idempotency.fingerprint:
+        return Refusal(Code.IDEMPOTENCY_KEY_REUSED)
+    return Replayed(remembered.answer)
+
+
+def _campaign_refusal(order: Order, state: State) -> Refusal | None:
+    if order.campaign_id is None:
+        return None
+    campaign = state.campaigns.get((order.organization_id, order.campaign_id))
+    if campaign is None:
+        return Refusal(Code.NOT_FOUND)
+    if campaign.status != "ACTIVE":
+        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "must be ACTIVE"})
+    if campaign.identity_status not in SENDING_IDENTITIES:
+        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "brand must be VERIFIED or VETTED_VERIFIED"})
+    return None
+
+
+def _shortage(order: Order, state: State, taken: set[str]) -> Refusal | None:
+    def is_available(number: str) -> bool:
+        row = state.numbers.get(number)
+        return row is not None and number not in taken and row.is_available_to(order.organization_id, state.now)
+
+    unavailable = [number for number in order.numbers if not is_available(number)]
+    if not unavailable:
+        return None
+    requested, available = len(order.numbers), len(order.numbers) - len(unavailable)
+    return Refusal(
+        Code.INSUFFICIENT_INVENTORY,
+        message=f"insufficient inventory: requested {requested}, available {available}",
+        shortage=Shortage(available, unavailable),
+    )
