@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
 from protovalidate._gen.buf.validate import validate_pb
 
-from server.errors import AT_THE_EDGE, TABLE, Meaning
+from server.errors import AT_THE_EDGE, ERRORS, ErrorSpec
 
 PROTOS = Path(__file__).parent
 GEN = PROTOS.parent / "gen"
@@ -114,15 +114,15 @@ def errors_lua() -> str:
     lines = [
         "-- Generated from server/errors.py by `make gen`; never edited. What the edge answers by itself, by status.",
         "return {",
-        *(f'  ["{TABLE[code].http_status}"] = {error_lua(code, TABLE[code])},' for code in AT_THE_EDGE),
+        *(f'  ["{ERRORS[code].http_status}"] = {error_lua(code, ERRORS[code])},' for code in AT_THE_EDGE),
     ]
     return "\n".join([*lines, "}", ""])
 
 
-def error_lua(code: str, meaning: Meaning) -> str:
+def error_lua(code: str, spec: ErrorSpec) -> str:
     """One row. Every value is text, as headers are."""
-    number = getattr(grpc.StatusCode, meaning.grpc_status).value[0]
-    members = {"code": code, "message": meaning.message, "grpc_status": number, "retry_after": meaning.retry_seconds}
+    number = getattr(grpc.StatusCode, spec.grpc_status).value[0]
+    members = {"code": code, "message": spec.message, "grpc_status": number, "retry_after": spec.retry_seconds}
     return "{ " + ", ".join(f'{name} = "{value}"' for name, value in members.items() if value is not None) + " }"
 
 

@@ -27,7 +27,7 @@ from server.config import Settings
 from server.errors import Code, Refusal
 from server.order_connection import HELD_UP, IN_THE_WAY, OrderConnection, Unsettled
 from server.pending import PendingOrder, Queue, Stage
-from server.rules.values import Busy, Decision, Id, Order, Placed, Replayed
+from server.rules.values import Decision, Id, Order, Placed, Replayed, Retry
 from server.store.connection import DatabaseAway
 from server.store.orders import AnswerOf, InProgress, OutcomeUnknown, place, place_alone
 
@@ -67,8 +67,8 @@ class Batcher:
             return OrderConnection(settings, database_url, self._unsettled)
 
         self._check = connection()
-        self._slow = _SlowLane(settings, answer_of, [connection() for _ in range(settings.slow_lanes)])
-        self._lanes = [_Lane(settings, answer_of, self._slow, connection()) for _ in range(settings.lanes)]
+        self._slow = _SlowLane(settings, answer_of, [connection() for _ in range(settings.retry_connections)])
+        self._lanes = [_Lane(settings, answer_of, self._slow, connection()) for _ in range(settings.order_connections)]
         self._turns: WeakValueDictionary[tuple[Id, str], asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -81,8 +81,8 @@ class Batcher:
 
         Raises psycopg.Error, DatabaseAway.
         """
-        lanes = [lane.connection for lane in self._lanes]
-        await asyncio.gather(*(each.check_if_idle() for each in (*lanes, *self._slow.connections)))
+        order_connections = [lane.connection for lane in self._lanes]
+        await asyncio.gather(*(each.check_if_idle() for each in (*order_connections, *self._slow.connections)))
         await self._check.check(CHECK_SECONDS_MAX)
         if self._unsettled.is_full:
             raise DatabaseAway("too many transactions of ours wait for their COMMIT, perhaps for a standby")
@@ -177,7 +177,7 @@ class _Lane:
         while self._queue.length or not self._closing:
             await self._until_waiting(1)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.gather_ms / 1000):
+                async with asyncio.timeout(self._settings.batch_linger_ms / 1000):
                     await self._until_waiting(expected)
             batch = self._next_batch()
             expected = len(batch)
@@ -206,8 +206,8 @@ class _Lane:
         """End each order of a batch, or hand it to the slow lane, whatever happens."""
         decisions = await self._decisions(batch)
         for pending in batch:
-            decision = decisions.get(pending, Busy())
-            if isinstance(decision, Busy):
+            decision = decisions.get(pending, Retry())
+            if isinstance(decision, Retry):
                 pending.undone()
                 self._slow.put(pending)
             else:
@@ -283,7 +283,7 @@ class _SlowLane:
             decision = await self._decision(connection, pending)
             self._numbers.difference_update(pending.order.numbers)
             self._changed.set()
-            if isinstance(decision, Busy):
+            if isinstance(decision, Retry):
                 self._pausing += 1
                 pause_seconds = random.uniform(0, SLOW_PAUSE_SECONDS_MAX)  # noqa: S311
                 asyncio.get_running_loop().call_later(pause_seconds, self._again, pending)
@@ -313,9 +313,9 @@ class _SlowLane:
         try:
             async with connection.attempt([pending], lock_seconds) as (open_, running, limits):
                 if not running:
-                    return Busy()
+                    return Retry()
                 decision = await place_alone(open_, pending.order, self._answer_of, limits, pending.sent)
-            if isinstance(decision, Busy):
+            if isinstance(decision, Retry):
                 pending.undone()
             return decision
         except InProgress:
@@ -330,4 +330,4 @@ class _SlowLane:
         except Exception:
             log.exception("an order failed")
             return Refusal(Code.INTERNAL if pending.sent is None else Code.TIMEOUT)
-        return Busy()
+        return Retry()

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from typer.exceptions import TyperException
 
 from server.config import settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.keys import SCOPES
 from server.money import format_amount, parse_amount
 from server.store import admin
@@ -72,7 +72,7 @@ def main() -> None:
         sys.stdout.flush()
     except TyperException as error:
         _fail(error.format_message(), as_json, error.exit_code)
-    except BadInput as error:
+    except OperatorError as error:
         _fail(str(error), as_json)
     except (DBAPIError, psycopg.Error) as error:
         _fail(_trouble(error.orig if isinstance(error, DBAPIError) else error), as_json)
@@ -338,7 +338,7 @@ def _opened(file: str) -> Iterator[IO[str]]:
     try:
         lines = open(0 if stdin else file, encoding="utf-8-sig", newline="", closefd=not stdin)  # noqa: SIM115
     except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+        raise OperatorError(f"cannot read {file}: {error.strerror}") from None
     with lines:
         yield lines
 
@@ -365,7 +365,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def _database_url() -> str:
-    """DATABASE_URL, else the embedded database's. Raises BadInput, saying what to do, when that is not running."""
+    """DATABASE_URL, else the embedded database's. Raises OperatorError, saying what to do, when that is not running."""
     url = settings().database_url
     if url is not None:
         return url
@@ -389,7 +389,7 @@ def _created_key(
 def _duration(told: str) -> timedelta:
     match = _DURATION.fullmatch(told)
     if match is None:
-        raise BadInput(f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d")
+        raise OperatorError(f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
@@ -453,7 +453,7 @@ def _schema_trouble() -> str:
 
     try:
         migrations.require(admin_engine(_database_url()))
-    except BadInput as error:
+    except OperatorError as error:
         return str(error)
     return "the database's schema is not what its revision says"
 

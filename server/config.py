@@ -1,4 +1,4 @@
-"""The settings, and the only reader of the environment. Every limit lives here, its unit last in its name."""
+"""The settings, and the only reader of the environment. Every limit is here. Durations end in `_ms`."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 PREFIX = "ORDERNUMBERS_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -25,7 +25,7 @@ REQUEST_BODY_BYTES_MAX = 65536
 HEADERS_BYTES_MAX = 16384
 HEADERS_MAX = 100
 
-# What libpq reads as host, port and database when a password holds a bare @ or / would be part of it, and in messages.
+# A bare @ or / in a password would make libpq read the rest of it as a host, and print that in its messages.
 _HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"
 _DATABASE_URL = re.compile(
     rf"(?!.*@.*@)postgres(?:ql)?://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?]*)?(?:\?.*)?", re.ASCII
@@ -33,7 +33,7 @@ _DATABASE_URL = re.compile(
 
 
 class Settings(BaseSettings):
-    """Read from the environment: `ORDERNUMBERS_` and the name in capitals, but for `DATABASE_URL`."""
+    """Read from the environment: `ORDERNUMBERS_` and the name in capitals. Only `DATABASE_URL` has no prefix."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -46,69 +46,69 @@ class Settings(BaseSettings):
     database_url: Annotated[
         str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"), repr=False)
     ] = None
-    """libpq URL of a PostgreSQL; without it the embedded one of `data_dir`."""
+    """libpq URL of a PostgreSQL. Without it: the embedded one of `data_dir`."""
     data_dir: Path = Path(".data")
-    """Where the embedded PostgreSQL and the demo's key live."""
+    """Folder of the embedded PostgreSQL and of the demo's key."""
 
     bind: Address = IPv4Address("127.0.0.1")
-    """Address of the edge: REST and gRPC for customers."""
+    """Address of the edge, which serves REST and gRPC to customers."""
     grpc_bind: Address = IPv4Address("127.0.0.1")
-    """Address of the server's workers, which the edge calls."""
+    """Address of the workers. The edge calls them there."""
     rest_port: Port = 8080
     """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
     tls_cert: Path | None = None
-    """The edge's certificate chain (PEM); with it and `tls_key` the edge speaks TLS."""
+    """The edge's certificate chain (PEM). With it and `tls_key` the edge uses TLS."""
     tls_key: Path | None = None
-    """Its private key (PEM)."""
+    """The private key of `tls_cert` (PEM)."""
     edge_reflection: bool = False
-    """Whether gRPC reflection is reachable through the edge too."""
+    """Whether the edge also serves gRPC reflection."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    """Calls per second and key that one edge lets through; the rest are answered RATE_LIMITED."""
+    """Calls per second and key that one edge accepts. It refuses more with RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
-    """The same per client address (IPv6: /64). A load balancer in front is one address: set what all may send."""
+    """The same per client address (IPv6: per /64). A load balancer counts as one address."""
     edge_connections_max: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
-    """Connections that one edge keeps open. Beyond half of them idle ones close sooner, beyond all new ones at once."""
+    """Open connections per edge. Above half of it idle ones close sooner. Above all of it new ones close at once."""
     edge_memory_mb_max: Annotated[int, Field(ge=128, le=1_048_576)] = 1024
-    """Memory in MiB that one edge may fill. Beyond 0.6 of it the largest calls are cut, beyond 0.9 new ones refused."""
+    """Memory of one edge, in MiB. Above 60 % the largest calls are reset. Above 90 % new calls are refused."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
-    """Server processes, one port each; as many as there are cores."""
-    lanes: Annotated[int, Field(ge=1, le=16)] = 1
-    """Database connections of one worker that carry out orders; an organization's orders all use the same one."""
+    """Server processes, with one port each."""
+    order_connections: Annotated[int, Field(ge=1, le=16)] = 1
+    """Database connections per worker that carry out batches. All orders of an organization use the same one."""
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = 64
-    """The most orders that one transaction takes on."""
+    """Most orders in one transaction."""
     batch_numbers_max: Annotated[int, Field(ge=NUMBERS_PER_ORDER_MAX, le=10_000)] = 500
-    """The most numbers that one transaction takes on, so that it never holds its locks for long."""
-    slow_lanes: Annotated[int, Field(ge=1, le=16)] = 2
-    """Connections of one worker for orders that others' locks hold up, one order a transaction."""
-    gather_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0
-    """How long a transaction waits for as many orders as the last one had; a lone order never waits."""
+    """Most numbers in one transaction. It limits how long a transaction holds its locks."""
+    retry_connections: Annotated[int, Field(ge=1, le=16)] = 2
+    """Database connections per worker for orders that their batch could not carry out. One order per transaction."""
+    batch_linger_ms: Annotated[int, Field(ge=0, le=1000)] = 10
+    """How long a batch waits to be as large as the one before. A single order never waits."""
     queue_orders_max: Count = 2000
-    """Orders that may wait in one worker; beyond, UNAVAILABLE at once."""
+    """Orders that may wait in one worker. It refuses more with UNAVAILABLE."""
     unsettled_commits_max: Count = 8
-    """COMMITs without an answer that one worker leaves behind; beyond, UNAVAILABLE until they have ended."""
-    idempotency_hours: Annotated[float, Field(ge=1, le=8760)] = 24.0
-    """How long the answer to an order is kept under its idempotency key, at least."""
-    key_cache_seconds: Annotated[float, Field(ge=0, le=2)] = 2.0
-    """How long a key once looked up is trusted for *refusals*; a sale always reads it again."""
+    """Unanswered COMMITs per worker that may still run in the database. At this many it refuses all orders."""
+    idempotency_ms: Annotated[int, Field(ge=3_600_000, le=31_536_000_000)] = 86_400_000
+    """How long the response to an order is kept under its idempotency key, at least."""
+    key_cache_ms: Annotated[int, Field(ge=0, le=2000)] = 2000
+    """How long a worker caches an API key. The transaction of a sale always reads it again."""
     new_keys_per_second: Count = 500
-    """Keys that a worker has not seen valid yet and looks up each second; calls with more are answered RATE_LIMITED."""
-    deadline_seconds_max: Annotated[float, Field(gt=0, le=300)] = 30.0
-    """The longest any call may take, whatever its caller allows."""
-    rest_deadline_seconds: Annotated[float, Field(gt=0.1, le=300)] = 5.0
-    """The longest a REST call may take."""
+    """Keys not seen valid before that a worker looks up per second. It refuses more with RATE_LIMITED."""
+    deadline_max_ms: Annotated[int, Field(ge=1, le=300_000)] = 30_000
+    """Longest time for any call, whatever deadline its caller sets."""
+    rest_deadline_ms: Annotated[int, Field(gt=100, le=300_000)] = 5000
+    """Longest time for a REST call."""
     lock_timeout_ms: Count = 200
-    """How long one attempt of an order waits for a row somebody else has locked."""
-    transaction_seconds_max: Annotated[float, Field(ge=0.5, le=60)] = 5.0
-    """After that long an order's transaction is given up."""
+    """How long one attempt waits for a row that another transaction has locked."""
+    transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
+    """Longest time for the transaction of an order."""
     idle_in_transaction_timeout_ms: Count = 5000
-    """After that long a frozen worker's transaction is ended and its rows are free."""
-    connect_timeout_seconds: Annotated[int, Field(ge=2, le=60)] = 3
-    """How long a connection to the database may take to open."""
-    drain_seconds: Annotated[float, Field(ge=0, le=300)] = 3.0
-    """How long a worker that was told to stop still serves calls, after it has said it will stop."""
+    """When PostgreSQL ends the transaction of a frozen worker, which frees its rows."""
+    connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000
+    """Longest time to connect to one host of the database URL. Whole seconds."""
+    drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000
+    """How long a stopping worker still serves calls after it reports NOT_SERVING."""
 
     @field_validator("data_dir", "tls_cert", "tls_key")
     @classmethod
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
             raise ValueError("must be a postgresql:// URL")
         if url is not None and not _is_understood(url):
             raise ValueError(
-                "is not a URL that PostgreSQL understands; in user and password an @ is written %40, / %2F, % %25"
+                "is not a URL that PostgreSQL understands. In user and password write @ as %40, / as %2F, % as %25"
             )
         return url
 
@@ -135,17 +135,17 @@ class Settings(BaseSettings):
                 raise ValueError(f"{PREFIX}{name}: {path} is not a file")
         ports = [self.rest_port, *self.grpc_ports]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
-            raise ValueError(f"the ports must differ and end at 65535, and these are {ports}")
+            raise ValueError(f"the ports must differ and be at most 65535, but they are {ports}")
         return self
 
     @property
     def grpc_ports(self) -> list[int]:
-        """One port a worker."""
+        """One port per worker."""
         return [self.grpc_port + i for i in range(self.workers)]
 
 
 def _is_understood(url: str) -> bool:
-    """Whether libpq reads the URL, and no part of a password for a host or a database: it would be in every message."""
+    """Whether libpq reads the URL, and takes no part of a password for a host or a database."""
     try:
         conninfo_to_dict(url)
     except (psycopg.Error, UnicodeError):
@@ -155,18 +155,18 @@ def _is_understood(url: str) -> bool:
 
 @cache
 def settings() -> Settings:
-    """The settings of this process. Raises BadInput naming each that is wrong, or the first that is unknown."""
+    """The settings of this process. Raises OperatorError that names the first unknown one, or all wrong ones."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} - {PREFIX + "DATABASE_URL"}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise BadInput(f"{unknown[0]} is not a setting; the settings are DATABASE_URL, {', '.join(sorted(known))}")
+        raise OperatorError(f"{unknown[0]} is not a setting. The settings are DATABASE_URL, {', '.join(sorted(known))}")
     try:
         return Settings()
     except ValidationError as error:
-        raise BadInput("; ".join(map(_told, error.errors()))) from None
+        raise OperatorError("; ".join(map(_problem, error.errors()))) from None
 
 
-def _told(error: Any) -> str:
+def _problem(error: Any) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     variable = name if name == "DATABASE_URL" else PREFIX + name.upper() if name else ""
     reason = error["msg"].removeprefix("Value error, ")

@@ -33,7 +33,7 @@ class Code(StrEnum):
     TIMEOUT = "TIMEOUT"
 
 
-class Meaning(NamedTuple):
+class ErrorSpec(NamedTuple):
     """How a code reads: the name of its gRPC status, its HTTP status, its message; and when it passes by itself."""
 
     grpc_status: str
@@ -43,26 +43,26 @@ class Meaning(NamedTuple):
     """After how long to send the same again; None: not as it is."""
 
 
-TABLE: Mapping[Code, Meaning] = {
-    Code.INVALID_INPUT: Meaning("INVALID_ARGUMENT", 400, "malformed request"),
-    Code.UNAUTHORIZED: Meaning("UNAUTHENTICATED", 401, "authentication failed"),
-    Code.FORBIDDEN: Meaning("PERMISSION_DENIED", 403, "missing required scope"),
-    Code.VALIDATION_FAILED: Meaning("INVALID_ARGUMENT", 422, "validation failed"),
-    Code.NOT_FOUND: Meaning("NOT_FOUND", 404, "not found"),
-    Code.INSUFFICIENT_INVENTORY: Meaning("ABORTED", 409, "insufficient inventory"),
-    Code.INSUFFICIENT_CREDIT: Meaning("FAILED_PRECONDITION", 402, "insufficient credit"),
-    Code.IDEMPOTENCY_IN_PROGRESS: Meaning("ABORTED", 409, "an order with this idempotency key is under way", 1),
-    Code.IDEMPOTENCY_KEY_REUSED: Meaning("FAILED_PRECONDITION", 422, "idempotency key was used for another order"),
-    Code.RATE_LIMITED: Meaning("RESOURCE_EXHAUSTED", 429, "rate limited", 1),
-    Code.METHOD_NOT_ALLOWED: Meaning("INVALID_ARGUMENT", 405, "method not allowed"),
-    Code.REQUEST_TIMEOUT: Meaning("DEADLINE_EXCEEDED", 408, "request not received in time"),
-    Code.PAYLOAD_TOO_LARGE: Meaning("INVALID_ARGUMENT", 413, "request body too large"),
-    Code.UNSUPPORTED_MEDIA_TYPE: Meaning("INVALID_ARGUMENT", 415, "content-type must be application/json"),
-    Code.UPGRADE_REQUIRED: Meaning("UNIMPLEMENTED", 426, "gRPC needs HTTP/2, REST needs HTTP/1.1"),
-    Code.HEADERS_TOO_LARGE: Meaning("INVALID_ARGUMENT", 431, "request headers too large"),
-    Code.INTERNAL: Meaning("INTERNAL", 500, "internal error"),
-    Code.UNAVAILABLE: Meaning("UNAVAILABLE", 503, "service unavailable", 1),
-    Code.TIMEOUT: Meaning("DEADLINE_EXCEEDED", 504, "request timed out"),
+ERRORS: Mapping[Code, ErrorSpec] = {
+    Code.INVALID_INPUT: ErrorSpec("INVALID_ARGUMENT", 400, "malformed request"),
+    Code.UNAUTHORIZED: ErrorSpec("UNAUTHENTICATED", 401, "authentication failed"),
+    Code.FORBIDDEN: ErrorSpec("PERMISSION_DENIED", 403, "missing required scope"),
+    Code.VALIDATION_FAILED: ErrorSpec("INVALID_ARGUMENT", 422, "validation failed"),
+    Code.NOT_FOUND: ErrorSpec("NOT_FOUND", 404, "not found"),
+    Code.INSUFFICIENT_INVENTORY: ErrorSpec("ABORTED", 409, "insufficient inventory"),
+    Code.INSUFFICIENT_CREDIT: ErrorSpec("FAILED_PRECONDITION", 402, "insufficient credit"),
+    Code.IDEMPOTENCY_IN_PROGRESS: ErrorSpec("ABORTED", 409, "an order with this idempotency key is under way", 1),
+    Code.IDEMPOTENCY_KEY_REUSED: ErrorSpec("FAILED_PRECONDITION", 422, "idempotency key was used for another order"),
+    Code.RATE_LIMITED: ErrorSpec("RESOURCE_EXHAUSTED", 429, "rate limited", 1),
+    Code.METHOD_NOT_ALLOWED: ErrorSpec("INVALID_ARGUMENT", 405, "method not allowed"),
+    Code.REQUEST_TIMEOUT: ErrorSpec("DEADLINE_EXCEEDED", 408, "request not received in time"),
+    Code.PAYLOAD_TOO_LARGE: ErrorSpec("INVALID_ARGUMENT", 413, "request body too large"),
+    Code.UNSUPPORTED_MEDIA_TYPE: ErrorSpec("INVALID_ARGUMENT", 415, "content-type must be application/json"),
+    Code.UPGRADE_REQUIRED: ErrorSpec("UNIMPLEMENTED", 426, "gRPC needs HTTP/2, REST needs HTTP/1.1"),
+    Code.HEADERS_TOO_LARGE: ErrorSpec("INVALID_ARGUMENT", 431, "request headers too large"),
+    Code.INTERNAL: ErrorSpec("INTERNAL", 500, "internal error"),
+    Code.UNAVAILABLE: ErrorSpec("UNAVAILABLE", 503, "service unavailable", 1),
+    Code.TIMEOUT: ErrorSpec("DEADLINE_EXCEEDED", 504, "request timed out"),
 }
 
 AT_THE_EDGE: Sequence[Code] = (
@@ -105,12 +105,12 @@ class Refusal(Exception):
         shortage: Shortage | None = None,
     ) -> None:
         self.code = code
-        self.meaning = TABLE[code]
-        self.message = message or self.meaning.message
+        self.spec = ERRORS[code]
+        self.message = message or self.spec.message
         self.details = details
         self.shortage = shortage
         super().__init__(self.message)
 
 
-class BadInput(Exception):
+class OperatorError(Exception):
     """What an operator asked for cannot be done as asked: a setting, an argument, a file. Told without a traceback."""

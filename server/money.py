@@ -2,17 +2,19 @@
 
 import re
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 MICROS = 1_000_000
 _FORM = re.compile(r"(-?)([0-9]{1,9})(?:\.([0-9]{1,6}))?")
 
 
 def parse_amount(amount: str) -> int:
-    """`12.5` -> 12500000 micros. Raises BadInput for anything but decimal text below 10⁹ with at most 6 decimals."""
+    """`12.5` -> 12500000 micros. Raises OperatorError unless it is below 10⁹ and has at most 6 decimals."""
     match = _FORM.fullmatch(amount)
     if match is None:
-        raise BadInput(f"{amount!r} is not an amount: digits with at most 6 decimals, below 1000000000, like 100.00")
+        raise OperatorError(
+            f"{amount!r} is not an amount: digits with at most 6 decimals, below 1000000000, like 100.00"
+        )
     sign, units, decimals = match.groups("")
     return int(sign + units + decimals.ljust(6, "0"))
 

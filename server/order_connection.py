@@ -115,7 +115,7 @@ class OrderConnection:
         await self._connection.close()
 
     def _limits(self, running: Sequence[PendingOrder], lock_seconds: float) -> Limits:
-        seconds = self._settings.transaction_seconds_max
+        seconds = self._settings.transaction_max_ms / 1000
         if running:
             last = max(pending.deadline for pending in running)
             seconds = max(0.0, min(seconds, last - asyncio.get_running_loop().time() - CERTAIN_SECONDS))
@@ -135,7 +135,7 @@ class OrderConnection:
         """Roll back, or do without this connection from now on."""
         if isinstance(error, HARMLESS):
             with suppress(psycopg.Error, DatabaseAway):
-                async with connection.at_most(self._settings.connect_timeout_seconds):
+                async with connection.at_most(self._settings.connect_timeout_ms / 1000):
                     await connection.rollback()
                 return
         await connection.close()

@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "key reuse unchecked",
         DECISION,
-        "if remembered.fingerprint != order.idempotency.fingerprint:",
+        "if stored.fingerprint != order.idempotency.fingerprint:",
         "if False:",
         "tests/contract/test_idempotency.py",
     ),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from server.store.reads import Principal
 
 
-class Line:
+class CallRecord:
     """One call, as the log tells of it."""
 
     __slots__ = ("code", "method", "principal", "request_id", "started")
@@ -39,10 +39,10 @@ class CallLog:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def write(self, line: Line) -> None:
+    def write(self, record: CallRecord) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._lines.append(str(line))
+        self._lines.append(str(record))
 
     def _flush(self) -> None:
         lines, self._lines = self._lines, []

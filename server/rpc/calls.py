@@ -19,7 +19,7 @@ from server.batching import Answer
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
 from server.rpc.auth import Authenticator, required_scope
-from server.rpc.call_log import CallLog, Line
+from server.rpc.call_log import CallLog, CallRecord
 from server.rpc.status import _abort
 from server.rpc.validation import validate
 from server.store.connection import DatabaseAway
@@ -41,7 +41,7 @@ class Calls:
     """What every call of our own services goes through."""
 
     def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[str], bool]) -> None:
-        self._seconds_max = settings.deadline_seconds_max
+        self._seconds_max = settings.deadline_max_ms / 1000
         self._is_full = is_full
         self._authenticator = authenticator
         self._log = CallLog()
@@ -63,41 +63,41 @@ class Calls:
         async def handle(_: object, context: Context) -> bytes:
             metadata = context.invocation_metadata() or ()
             said = _said(metadata)
-            line = Line(name, _request_id(said.get("x-request-id", ())))
-            ends = line.started + self._timeout_seconds(context)
-            context.set_trailing_metadata((("x-request-id", line.request_id),))
+            record = CallRecord(name, _request_id(said.get("x-request-id", ())))
+            ends = record.started + self._timeout_seconds(context)
+            context.set_trailing_metadata((("x-request-id", record.request_id),))
             try:
                 if self._is_full(method.name):
                     raise Refusal(Code.UNAVAILABLE)  # before it has cost anything
                 _check(metadata)
-                line.principal = await self._authenticator.authenticate(said.get("authorization", ()))
-                if scope is None or scope not in line.principal.scopes:
+                record.principal = await self._authenticator.authenticate(said.get("authorization", ()))
+                if scope is None or scope not in record.principal.scopes:
                     raise Refusal(Code.FORBIDDEN)
                 request = _parse(request_class, await _message(context, ends))
                 key = validate(request, said.get("idempotency-key", ()))
-                call = Call(line.request_id, line.principal, name, scope, key, max(0.0, ends - time.monotonic()))
+                call = Call(record.request_id, record.principal, name, scope, key, max(0.0, ends - time.monotonic()))
                 answer = await behaviour(request, call)
                 if answer.key_seen:
-                    self._authenticator.renew(line.principal, line.started)
+                    self._authenticator.renew(record.principal, record.started)
                 if answer.replayed:
-                    line.code = "REPLAYED"
+                    record.code = "REPLAYED"
                     await context.send_initial_metadata((("idempotency-replayed", "true"),))
                 return answer.message
             except Refusal as refusal:
-                line.code = refusal.code
-                await _abort(context, refusal, line.request_id)
+                record.code = refusal.code
+                await _abort(context, refusal, record.request_id)
             except DatabaseAway:  # of the look-up: nothing has been tried yet
-                line.code = Code.UNAVAILABLE
-                await _abort(context, Refusal(Code.UNAVAILABLE), line.request_id)
+                record.code = Code.UNAVAILABLE
+                await _abort(context, Refusal(Code.UNAVAILABLE), record.request_id)
             except asyncio.CancelledError:
-                line.code = "CANCELLED"
+                record.code = "CANCELLED"
                 raise
             except Exception:
-                log.exception("call %s failed", line.request_id)
-                line.code = Code.INTERNAL
-                await _abort(context, Refusal(Code.INTERNAL), line.request_id)
+                log.exception("call %s failed", record.request_id)
+                record.code = Code.INTERNAL
+                await _abort(context, Refusal(Code.INTERNAL), record.request_id)
             finally:
-                self._log.write(line)
+                self._log.write(record)
 
         return handle
 

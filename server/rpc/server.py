@@ -90,14 +90,16 @@ class Server:
         for chore in self._chores:
             chore.cancel()
         await self._say(serving=False)
-        await asyncio.sleep(self._settings.drain_seconds)
-        await self._server.stop(grace=self._settings.deadline_seconds_max)
+        await asyncio.sleep(self._settings.drain_ms / 1000)
+        await self._server.stop(grace=self._settings.deadline_max_ms / 1000)
         await self._batcher.close()
         await self._reader.close()
 
     def _add_services(self) -> None:
         settings = self._settings
-        authenticator = Authenticator(self._reader.find_keys, settings.key_cache_seconds, settings.new_keys_per_second)
+        authenticator = Authenticator(
+            self._reader.find_keys, settings.key_cache_ms / 1000, settings.new_keys_per_second
+        )
         service = PhoneNumberService(self._batcher)
         handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
         self._server.add_generic_rpc_handlers([handlers])

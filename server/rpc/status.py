@@ -30,14 +30,14 @@ def error_response(refusal: Refusal, request_id: str) -> ErrorResponse:
 
 
 async def _abort(context: Context, refusal: Refusal, request_id: str) -> NoReturn:
-    meaning = refusal.meaning
-    grpc_status = getattr(grpc.StatusCode, meaning.grpc_status)
+    spec = refusal.spec
+    grpc_status = getattr(grpc.StatusCode, spec.grpc_status)
     status = status_pb2.Status(code=grpc_status.value[0], message=refusal.message)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=refusal.code, domain=DOMAIN)]
-    trailing: list[tuple[str, str | bytes]] = [("x-request-id", request_id), ("http-status", str(meaning.http_status))]
-    if meaning.retry_seconds:
-        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=meaning.retry_seconds)))
-        trailing.append(("retry-after", str(meaning.retry_seconds)))
+    trailing: list[tuple[str, str | bytes]] = [("x-request-id", request_id), ("http-status", str(spec.http_status))]
+    if spec.retry_seconds:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=spec.retry_seconds)))
+        trailing.append(("retry-after", str(spec.retry_seconds)))
     details.append(error_response(refusal, request_id))  # last: the edge takes the last one for its body
     for detail in details:
         status.details.add().Pack(detail, deterministic=True)

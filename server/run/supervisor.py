@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ async def until_stopped(work: Coroutine[None, None, None]) -> None:
         await task
 
 
-class Part(Protocol):
+class ManagedProcess(Protocol):
     """A process of the whole, which can be started again."""
 
     name: str
 
     async def start(self) -> None:
-        """Return when it does its work. Raises BadInput saying why it does not."""
+        """Return when it does its work. Raises OperatorError saying why it does not."""
 
     async def wait(self) -> int:
         """Its exit status, when it has ended; at once if it never ran."""
@@ -58,54 +58,54 @@ class Part(Protocol):
         """End it in an orderly way, and in bounded time. Nothing if it does not run."""
 
 
-class Keeper:
+class Supervisor:
     """Starts a part again when it ends by itself: at once, then after ever longer pauses."""
 
-    def __init__(self, part: Part) -> None:
-        self._part = part
-        self._keeping: asyncio.Task[None] | None = None
+    def __init__(self, process: ManagedProcess) -> None:
+        self._process = process
+        self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self._part.start()
-        self._keeping = asyncio.create_task(self._keep())
+        await self._process.start()
+        self._restarting = asyncio.create_task(self._restart_when_ended())
 
     async def replace(self) -> None:
-        """Stop, then start; raises BadInput as `start` does, and then goes on trying."""
+        """Stop, then start; raises OperatorError as `start` does, and then goes on trying."""
         await self.stop()
         try:
-            await self._part.start()
+            await self._process.start()
         finally:
-            self._keeping = asyncio.create_task(self._keep())
+            self._restarting = asyncio.create_task(self._restart_when_ended())
 
     async def stop(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait({self._keeping})
-        await self._part.stop()
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait({self._restarting})
+        await self._process.stop()
 
-    async def _keep(self) -> None:
+    async def _restart_when_ended(self) -> None:
         pause_seconds = PAUSE_SECONDS_MIN
         while True:
             began = time.monotonic()
-            status = await self._part.wait()
+            status = await self._process.wait()
             steady = time.monotonic() - began > STEADY_SECONDS
             pause_seconds = PAUSE_SECONDS_MIN if steady else min(2 * pause_seconds, PAUSE_SECONDS_MAX)
-            log.error("%s ended by itself, with status %d; starting it again", self._part.name, status)
+            log.error("%s ended by itself, with status %d; starting it again", self._process.name, status)
             await asyncio.sleep(pause_seconds)
             try:
-                await self._part.start()
-            except (BadInput, OSError) as error:
+                await self._process.start()
+            except (OperatorError, OSError) as error:
                 log.error("%s", error)
 
 
 @asynccontextmanager
-async def kept(parts: Sequence[Part]) -> AsyncIterator[list[Keeper]]:
-    """The parts, started and kept alive; in the end stopped, all at once. Raises BadInput when one cannot start."""
-    keepers = [Keeper(part) for part in parts]
+async def supervised(processes: Sequence[ManagedProcess]) -> AsyncIterator[list[Supervisor]]:
+    """Start these processes and keep them running. At the end stop all at once. Raises OperatorError when one cannot start."""
+    supervisors = [Supervisor(process) for process in processes]
     try:
-        started = await asyncio.gather(*(keeper.start() for keeper in keepers), return_exceptions=True)
+        started = await asyncio.gather(*(supervisor.start() for supervisor in supervisors), return_exceptions=True)
         for failure in filter(None, started):
             raise failure
-        yield keepers
+        yield supervisors
     finally:
-        await asyncio.gather(*(keeper.stop() for keeper in keepers))
+        await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))

@@ -20,14 +20,14 @@ from typing import NamedTuple
 from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.edge import CONTRACT, Edge, is_ready
 from server.run.embedded.demo import KEY_FILE, available_numbers, make_demo
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.run.envoy_admin import admin_socket
 from server.run.serve import workers
-from server.run.supervisor import kept, until_stopped
+from server.run.supervisor import supervised, until_stopped
 from server.store import migrations
 from server.store.engine import admin_engine
 
@@ -40,7 +40,7 @@ def run(settings: Settings, *, demo: bool | None = None, migrate: bool = False) 
     """Run everything until SIGTERM, SIGINT or the death of our parent; with `demo`, there is something to order.
 
     Uses the database of DATABASE_URL if that is set, else one of its own in the data folder, which it migrates. In the
-    former it changes nothing that it was not told to. Raises BadInput saying why it cannot start.
+    former it changes nothing that it was not told to. Raises OperatorError saying why it cannot start.
     """
     log_as_json()
     is_own = settings.database_url is None
@@ -55,9 +55,9 @@ async def _up(settings: Settings, *, demo: bool, migrate: bool) -> None:
         await asyncio.to_thread(_prepare, url, migrate=migrate)
         example = await asyncio.to_thread(_example, url, settings.data_dir) if demo else Example([], WITHOUT_DEMO)
         # No grace for being told of: when they are stopped the edge is gone already.
-        servers = workers(settings.model_copy(update={"drain_seconds": 0}), url)
-        await stack.enter_async_context(kept(servers))
-        await stack.enter_async_context(kept([Edge(settings, is_ready)]))
+        servers = workers(settings.model_copy(update={"drain_ms": 0}), url)
+        await stack.enter_async_context(supervised(servers))
+        await stack.enter_async_context(supervised([Edge(settings, is_ready)]))
         print(_banner(settings, example, time.monotonic() - began), flush=True)
         await parent_watch
 
@@ -84,13 +84,13 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
     try:
         postgres.claim()
         await _require_free_ports(settings)
-        async with kept([PostgresPart(postgres)]):
+        async with supervised([PostgresProcess(postgres)]):
             yield postgres.url()
     finally:
         await asyncio.to_thread(postgres.stop)
 
 
-class PostgresPart:
+class PostgresProcess:
     """The embedded PostgreSQL, as a part that is kept alive."""
 
     name = "PostgreSQL"
@@ -121,14 +121,14 @@ WITHOUT_DEMO = "There is no demo here. `ordernumbers up --demo` makes one in a d
 
 
 def _prepare(url: str, *, migrate: bool) -> None:
-    """See that the database has our schema. Raises BadInput saying what to do when it has not, or does not answer."""
+    """Check that the database has our schema. Raises OperatorError with what to do when it has not."""
     engine = admin_engine(url)
     try:
         if migrate:
             migrations.upgrade(engine)
         migrations.require(engine)
     except OperationalError as error:
-        raise BadInput(f"the database does not answer: {error.orig}") from None
+        raise OperatorError(f"the database does not answer: {error.orig}") from None
 
 
 def _example(url: str, data_dir: Path) -> Example:
@@ -145,7 +145,7 @@ def _example(url: str, data_dir: Path) -> Example:
 
 
 async def _require_free_ports(settings: Settings) -> None:
-    """Raises BadInput naming the first port that is not free and its setting."""
+    """Raises OperatorError naming the first port that is not free and its setting."""
     deadline = time.monotonic() + PORT_WAIT_SECONDS
     wanted = [
         (str(settings.bind), settings.rest_port, "REST_PORT"),
@@ -154,9 +154,11 @@ async def _require_free_ports(settings: Settings) -> None:
     for host, port, name in wanted:
         while problem := _problem(host, port):
             if problem.errno != errno.EADDRINUSE:
-                raise BadInput(f"cannot listen on port {port} of {host} ({PREFIX}{name}): {problem.strerror}")
+                raise OperatorError(f"cannot listen on port {port} of {host} ({PREFIX}{name}): {problem.strerror}")
             if time.monotonic() > deadline:
-                raise BadInput(f"port {port} of {host} is in use; stop what uses it, or set {PREFIX}{name} to another")
+                raise OperatorError(
+                    f"port {port} of {host} is in use; stop what uses it, or set {PREFIX}{name} to another"
+                )
             await asyncio.sleep(POLL_SECONDS)
 
 

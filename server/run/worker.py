@@ -11,7 +11,7 @@ from typing import IO
 import uvloop
 
 from server.config import settings as settings_of_environment
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.log import log_as_json
 from server.rpc.server import Server
 from server.run.serve import READY
@@ -29,14 +29,14 @@ def main(index: int) -> None:
     os.dup2(2, 1)  # whatever else is printed belongs to the logs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     log_as_json()
-    wake_without_haste()
+    use_batch_scheduling()
     uvloop.run(until_stopped(_work(index, report)))
 
 
 async def _work(index: int, report: IO[bytes]) -> None:
     try:
         server = await _started(index)
-    except (BadInput, OSError) as error:
+    except (OperatorError, OSError) as error:
         report.write(f"{error}\n".encode())
         return
     gc.freeze()  # what has been loaded so far stays: no collection shall walk through it
@@ -52,11 +52,11 @@ async def _work(index: int, report: IO[bytes]) -> None:
 async def _started(index: int) -> Server:
     settings = settings_of_environment()
     if settings.database_url is None:
-        raise BadInput("DATABASE_URL is not set")
+        raise OperatorError("DATABASE_URL is not set")
     return await Server.start(settings, settings.database_url, settings.grpc_ports[index])
 
 
-def wake_without_haste() -> None:
+def use_batch_scheduling() -> None:
     """Let no thread of this process push another off its core by waking up (Linux's SCHED_BATCH; elsewhere nothing).
 
     gRPC's threads and ours wake each other several times a call; so they find more to do each time. CPU of a server

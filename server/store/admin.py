@@ -2,7 +2,7 @@
 
 Every change of a key, brand or campaign first takes the row of its organization by raising `revision`, as every order
 does by locking it, so that an order comes wholly before the change or wholly after it. Unknown ids, another
-organization's brand and unknown words raise BadInput; the caller's transaction is then to be rolled back.
+organization's brand and unknown words raise OperatorError; the caller's transaction is then to be rolled back.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, CursorResult, Executable, Row, Table, func, s
 from sqlalchemy.exc import DataError, IntegrityError
 from uuid_utils.compat import uuid7
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.keys import SCOPES, digest, new_key
 from server.store.tables import (
     CAMPAIGN_STATUSES,
@@ -82,10 +82,10 @@ def create_organization(connection: Connection, name: str, credit_micros: int = 
 def add_credit(connection: Connection, organization_id: UUID, amount_micros: int, note: str | None = None) -> int:
     """Write a ledger entry and return the balance after it, in micros. A correction is a negative amount.
 
-    Raises BadInput when the amount is zero or the balance would fall below zero.
+    Raises OperatorError when the amount is zero or the balance would fall below zero.
     """
     if amount_micros == 0:
-        raise BadInput("the amount must not be zero")
+        raise OperatorError("the amount must not be zero")
     after = _change_organization(
         connection,
         organization_id,
@@ -116,7 +116,7 @@ def show_organization(connection: Connection, organization_id: UUID) -> Organiza
     query = select(organization.c.id, organization.c.name, organization.c.balance_micros, numbers)
     row = _execute(connection, query.where(organization.c.id == organization_id)).one_or_none()
     if row is None:
-        raise BadInput(f"no organization {organization_id}")
+        raise OperatorError(f"no organization {organization_id}")
     return Organization._make(row)
 
 
@@ -125,9 +125,9 @@ def create_key(
 ) -> NewKey:
     """A new key for the organization, with its text, which cannot be had again. No `expires_in`: it never expires."""
     if not scopes or not set(scopes) <= set(SCOPES):
-        raise BadInput(f"a key's scopes are one or more of {', '.join(SCOPES)}")
+        raise OperatorError(f"a key's scopes are one or more of {', '.join(SCOPES)}")
     if expires_in is not None and not timedelta(0) < expires_in <= KEY_LIFE_MAX:
-        raise BadInput(f"a key expires in more than nothing and at most {KEY_LIFE_MAX.days} days")
+        raise OperatorError(f"a key expires in more than nothing and at most {KEY_LIFE_MAX.days} days")
     _touch(connection, organization_id)
     made = NewKey(uuid7(), new_key(organization_id))
     row = {
@@ -211,7 +211,7 @@ def _touch_owner(connection: Connection, table: Table, kind: str, row_id: UUID) 
     """The same for the organization that a row of `table` belongs to, which never changes."""
     owner = _execute(connection, select(table.c.organization_id).where(table.c.id == row_id)).scalar_one_or_none()
     if owner is None:
-        raise BadInput(f"no {kind} {row_id}")
+        raise OperatorError(f"no {kind} {row_id}")
     _touch(connection, owner)
 
 
@@ -220,13 +220,13 @@ def _change_organization(connection: Connection, organization_id: UUID, **change
     columns = (organization.c.balance_micros, organization.c.entry_no)
     row = _execute(connection, change.returning(*columns)).one_or_none()
     if row is None:
-        raise BadInput(f"no organization {organization_id}")
+        raise OperatorError(f"no organization {organization_id}")
     return row
 
 
 def _checked(what: str, value: str) -> str:
     if not value.strip() or len(value) > TEXT_CHARS_MAX or not value.isprintable():
-        raise BadInput(f"{what} has 1 to {TEXT_CHARS_MAX} characters, none of them a control character")
+        raise OperatorError(f"{what} has 1 to {TEXT_CHARS_MAX} characters, none of them a control character")
     return value
 
 
@@ -238,8 +238,8 @@ def _execute(connection: Connection, statement: Executable) -> CursorResult[Any]
         constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
         if constraint not in _REASONS:
             raise
-        raise BadInput(_REASONS[constraint]) from None
+        raise OperatorError(_REASONS[constraint]) from None
     except DataError as error:
         if not isinstance(error.orig, NumericValueOutOfRange):
             raise
-        raise BadInput("the balance would be too large to keep") from None
+        raise OperatorError("the balance would be too large to keep") from None

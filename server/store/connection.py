@@ -111,7 +111,7 @@ def _away(error: psycopg.Error) -> DatabaseAway | None:
 async def connect(url: str, settings: Settings, statements: Sequence[Statement]) -> "PipelinedConnection":
     """A connection with these statements prepared, and the limits of `settings`. Raises DatabaseAway.
 
-    Each host of the URL may take `connect_timeout_seconds`.
+    Each host of the URL may take `connect_timeout_ms`.
     """
     try:
         connection = PipelinedConnection(
@@ -120,7 +120,7 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
     except psycopg.Error as error:
         raise DatabaseAway(error) from None
     try:
-        async with connection.at_most(settings.connect_timeout_seconds):
+        async with connection.at_most(settings.connect_timeout_ms / 1000):
             await connection.prepare(_session(settings), (ROLLBACK, *statements))
     except BaseException as error:
         connection.cut()
@@ -133,13 +133,13 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
 def _conninfo(url: str, settings: Settings) -> str:
     """The URL, and what it leaves open."""
     ours: dict[str, str | int] = {
-        "connect_timeout": settings.connect_timeout_seconds,
+        "connect_timeout": settings.connect_timeout_ms // 1000,
         "target_session_attrs": "read-write",
         # A host that was cut off sends nothing. These notice it, on an idle connection and on a busy one.
         "keepalives_idle": 10,
         "keepalives_interval": 3,
         "keepalives_count": 3,
-        "tcp_user_timeout": settings.connect_timeout_seconds * 1000,
+        "tcp_user_timeout": settings.connect_timeout_ms,
     }
     given = conninfo_to_dict(url)
     return make_conninfo(url, **{name: value for name, value in ours.items() if name not in given})
@@ -148,7 +148,7 @@ def _conninfo(url: str, settings: Settings) -> str:
 def _session(settings: Settings) -> dict[str, str]:
     """The settings of a session. The database may have other defaults, which an order must not depend on."""
     return {
-        "statement_timeout": f"{int(settings.transaction_seconds_max * 1000)}ms",
+        "statement_timeout": f"{settings.transaction_max_ms}ms",
         "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
         # Every statement reads a few rows of a large table by key, so an index nested loop is always right. The tables
         # may have been empty when a plan was made. One generic plan serves all batches.

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 APPLICATION = "ordernumbers"
 TRIES_MAX = 5
@@ -35,7 +35,7 @@ T = TypeVar("T")
 def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
     """An engine for short-lived admin work. `url` is libpq's own form, several hosts included.
 
-    Connecting raises BadInput when a pooler shares out the connection between transactions.
+    Connecting raises OperatorError when a pooler shares out the connection between transactions.
     """
 
     def open_connection() -> psycopg.Connection:
@@ -90,13 +90,13 @@ def _set_up(connection: psycopg.Connection, open_another: Callable[[], psycopg.C
 
 
 def _refuse_sharing(connection: psycopg.Connection, other: psycopg.Connection, pid: int) -> None:
-    """Raises BadInput if the two share a process of the server, or the first gets another one while the second has a
-    transaction open. Neither can happen where sessions are kept; a busy pooler may hide it once, but hardly each time.
+    """Raises OperatorError if the two share a server process, or the first gets another one during a transaction of the
+    second. Neither happens in session mode. A busy pooler may hide it once, but hardly each time.
     """
     other.autocommit = False
     for _ in range(POOLER_LOOKS):
         if _pid(other) == pid or _pid(connection) != pid:
-            raise BadInput(SHARED)
+            raise OperatorError(SHARED)
         other.rollback()
 
 

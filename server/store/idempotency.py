@@ -1,7 +1,6 @@
 """Forgetting the answers that have been kept long enough under their idempotency keys."""
 
 import asyncio
-from datetime import timedelta
 
 from sqlalchemy import Interval, Text, bindparam, cast, delete, func, literal_column, select
 
@@ -37,18 +36,18 @@ NO_STANDBY = Statement("no_standby", "SET synchronous_commit = local")
 
 
 async def purge(database_url: str, settings: Settings) -> int:
-    """Forget what is older than `settings.idempotency_hours`, in small steps; how many answers that was.
+    """Forget what is older than `settings.idempotency_ms`, in small steps; how many answers that was.
 
     Raises psycopg.Error, DatabaseAway.
     """
-    kept = f"{timedelta(hours=settings.idempotency_hours).total_seconds():.0f} seconds"
+    kept = f"{settings.idempotency_ms}ms"
     connection = await connect(database_url, settings, (NO_STANDBY, PURGE))
     forgotten = 0
     try:
-        async with connection.at_most(settings.transaction_seconds_max):
+        async with connection.at_most(settings.transaction_max_ms / 1000):
             await connection.run(NO_STANDBY())
         while True:
-            async with connection.at_most(settings.transaction_seconds_max):
+            async with connection.at_most(settings.transaction_max_ms / 1000):
                 (result,) = await connection.run(PURGE(kept=kept))
             rows = int(result.tag.removeprefix("DELETE "))
             forgotten += rows

@@ -23,7 +23,7 @@ from phonenumbers import (
 )
 from sqlalchemy import Connection, Engine, text
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.money import parse_amount
 from server.store.engine import again
 from server.store.tables import NUMBER_TYPES
@@ -74,7 +74,7 @@ def import_csv(
     """Add the numbers of a CSV file; where one is already there, update type, capabilities and price, never its owner.
 
     The first line names the columns, in any order. If any row is bad nothing is imported, unless `skip_bad`. Raises
-    BadInput for what is not such a file at all.
+    OperatorError for what is not such a file at all.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         bad_count, bad = _stage(connection, _rows(lines), progress)
@@ -100,29 +100,29 @@ def _rows(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             if fields:
                 yield _checked(reader.line_num, fields, positions)
     except csv.Error as error:
-        raise BadInput(f"line {reader.line_num} is not CSV: {error}") from None
+        raise OperatorError(f"line {reader.line_num} is not CSV: {error}") from None
     except UnicodeDecodeError:
-        raise BadInput(f"the file is not UTF-8, somewhere after line {reader.line_num}") from None
+        raise OperatorError(f"the file is not UTF-8, somewhere after line {reader.line_num}") from None
 
 
 def _positions(header: list[str]) -> list[int]:
     if sorted(header) != sorted(COLUMNS):
         found = f"says {','.join(header)}" if header else "is missing"
-        raise BadInput(f"the first line must name the columns {','.join(COLUMNS)}, and it {found}")
+        raise OperatorError(f"the first line must name the columns {','.join(COLUMNS)}, and it {found}")
     return [header.index(column) for column in COLUMNS]
 
 
 def _checked(line: int, fields: list[str], positions: list[int]) -> Row | BadRow:
     try:
         if len(fields) != len(COLUMNS):
-            raise BadInput(f"{len(fields)} fields instead of {len(COLUMNS)}")
+            raise OperatorError(f"{len(fields)} fields instead of {len(COLUMNS)}")
         number, number_type, sms, mms, price = (fields[position] for position in positions)
         if number_type not in NUMBER_TYPES:
-            raise BadInput(f"number_type {number_type!r} is not one of {', '.join(NUMBER_TYPES)}")
+            raise OperatorError(f"number_type {number_type!r} is not one of {', '.join(NUMBER_TYPES)}")
         _check_number(number, number_type)
         sms_enabled, mms_enabled = _boolean("sms_enabled", sms), _boolean("mms_enabled", mms)
         return Row(line, number, number_type, sms_enabled, mms_enabled, _price_micros(price))
-    except BadInput as error:
+    except OperatorError as error:
         return BadRow(line, str(error))
 
 
@@ -132,32 +132,32 @@ def _check_number(number: str, number_type: str) -> None:
     Whether it is in use (`is_valid_number`) is not asked: that refuses ranges kept for tests.
     """
     if not _E164.fullmatch(number):
-        raise BadInput(f"number {number!r} is not E.164")
+        raise OperatorError(f"number {number!r} is not E.164")
     try:
         parsed = parse(number)
     except NumberParseException:
-        raise BadInput(f"number {number} has no known country code") from None
+        raise OperatorError(f"number {number} has no known country code") from None
     if format_number(parsed, PhoneNumberFormat.E164) != number:
-        raise BadInput(f"number {number} is written {format_number(parsed, PhoneNumberFormat.E164)}")
+        raise OperatorError(f"number {number} is written {format_number(parsed, PhoneNumberFormat.E164)}")
     # Short codes are too short for anything else, so they have rules of their own.
     short = number_type == "short_code" and is_possible_short_number(parsed)
     if not short and not is_possible_number(parsed):
-        raise BadInput(f"number {number} is not a possible number")
+        raise OperatorError(f"number {number} is not a possible number")
 
 
 def _boolean(column: str, value: str) -> bool:
     if value not in _BOOLEANS:
-        raise BadInput(f"{column} {value!r} is neither true nor false")
+        raise OperatorError(f"{column} {value!r} is neither true nor false")
     return _BOOLEANS[value]
 
 
 def _price_micros(price: str) -> int:
     try:
         micros = parse_amount(price)
-    except BadInput as error:
-        raise BadInput(f"price {error}") from None
+    except OperatorError as error:
+        raise OperatorError(f"price {error}") from None
     if price.startswith("-"):
-        raise BadInput(f"price {price} is negative")
+        raise OperatorError(f"price {price} is negative")
     return micros
 
 

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from server.rules.ordering import decide
-from server.rules.values import Account, Campaign, Decision, Key, Number, Order, Placed, Remembered, State
+from server.rules.values import Account, Campaign, Decision, Key, Number, Order, Placed, State, StoredResponse
 from server.store.connection import Call, DatabaseAway, PipelinedConnection, Result, Statement
 from server.store.tables import (
     Instant,
@@ -464,7 +464,7 @@ def _state(orders: Sequence[Order], results: dict[str, Result]) -> State:
         accounts=accounts,
         keys={row[1]: Key(*row[2:]) for row in keys},
         campaigns={(row[0], row[1]): Campaign(*row[2:]) for row in rows.get("campaigns", ())},
-        remembered={(row[0], row[1]): Remembered(*row[2:]) for row in rows.get("remembered", ())},
+        stored={(row[0], row[1]): StoredResponse(*row[2:]) for row in rows.get("remembered", ())},
         busy=frozenset(busy),
     )
 

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from server import cli
 from server.config import settings
 from tests.conftest import Database, _execute, _new_database
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 COMMAND = Path(sys.executable).parent / "ordernumbers"
 
@@ -71,8 +71,8 @@ def damaged(postgres):
 
 
 @pytest.fixture
-def shop(database):
-    return Shop.open(database.engine)
+def customer(database):
+    return Customer.open(database.engine)
 
 
 SELL = [
@@ -98,10 +98,16 @@ SELL = [
 ]
 
 
-def sell(shop, number):
+def sell(customer, number):
     """An order of one number at one credit, as a server would write it. Returns the ids in it."""
-    ids = {"organization": shop.id, "key": shop.key_id, "order": uuid7(), "assignment": uuid7(), "number": number}
-    with shop.engine.begin() as connection:
+    ids = {
+        "organization": customer.id,
+        "key": customer.key_id,
+        "order": uuid7(),
+        "assignment": uuid7(),
+        "number": number,
+    }
+    with customer.engine.begin() as connection:
         for statement in SELL:
             connection.execute(text(statement), ids)
     return ids

@@ -13,7 +13,7 @@ from server.store import check
 from server.store.check import violations
 from server.store.engine import admin_engine
 from tests.admin.conftest import SELL, sell
-from tests.support.customer import CREDIT_MICROS, Shop
+from tests.support.customer import CREDIT_MICROS, Customer
 from tests.support.stack import wait_until
 
 ORDERED = CREDIT_MICROS - 1_000_000
@@ -22,10 +22,10 @@ ORDERED = CREDIT_MICROS - 1_000_000
 @pytest.fixture
 def sold(damaged):
     """An order of one number, ready to be damaged, beside a sound one and a number that is not sold."""
-    shop = Shop.open(damaged.engine)
-    damaged_number, sound, _ = shop.numbers(3)
-    ids = sell(shop, damaged_number)
-    sell(shop, sound)
+    customer = Customer.open(damaged.engine)
+    damaged_number, sound, _ = customer.numbers(3)
+    ids = sell(customer, damaged_number)
+    sell(customer, sound)
     assert violations(damaged.engine) == []
     return ids
 
@@ -192,9 +192,9 @@ def test_assignments_whose_ids_are_older_than_their_orders_are_found(damage, sai
 @pytest.mark.parametrize("said", [OF_ONE, OF_OLD], ids=["counted", "of old"])
 def test_the_work_grows_with_the_rows_whatever_the_order_of_their_ids(damaged, said):
     """Each assignment is read a few times, though all of them sort before their orders."""
-    shop, count = Shop.open(damaged.engine), 300
-    for number in shop.numbers(count):
-        sell(shop, number)
+    customer, count = Customer.open(damaged.engine), 300
+    for number in customer.numbers(count):
+        sell(customer, number)
     with damaged.engine.begin() as connection:
         for statement in (*SORT_BEFORE, *said):
             connection.execute(text(statement))
@@ -309,9 +309,9 @@ def test_credit_without_a_ledger(damage):
 
 def test_every_range_is_looked_at(damaged, monkeypatch):
     monkeypatch.setattr(check, "RANGE_ROWS", 2)
-    shops = [Shop.open(damaged.engine) for _ in range(3)]
-    numbers = shops[0].numbers(7)
-    orders = [sell(shop, number) for shop, number in zip(shops * 3, numbers, strict=False)]
+    customers = [Customer.open(damaged.engine) for _ in range(3)]
+    numbers = customers[0].numbers(7)
+    orders = [sell(customer, number) for customer, number in zip(customers * 3, numbers, strict=False)]
     assert violations(damaged.engine) == []
     with damaged.engine.begin() as connection:
         connection.execute(text("UPDATE phone_number SET assignment_id = NULL"))
@@ -326,12 +326,12 @@ def test_every_range_is_looked_at(damaged, monkeypatch):
 
 
 @pytest.mark.parametrize("statements", ["SELECT", "SELECT entry_no, order_id"])
-def test_sales_going_on_are_no_violations(database, shop, monkeypatch, statements):
+def test_sales_going_on_are_no_violations(database, customer, monkeypatch, statements):
     """Before every second of these statements of the check a number is sold."""
     monkeypatch.setattr(check, "RANGE_ROWS", 3)
-    numbers, turns = iter(shop.numbers(50)), cycle([False, True])
-    sell(shop, next(numbers))
-    shop_elsewhere = replace(shop, engine=admin_engine(database.url))
+    numbers, turns = iter(customer.numbers(50)), cycle([False, True])
+    sell(customer, next(numbers))
+    shop_elsewhere = replace(customer, engine=admin_engine(database.url))
 
     @event.listens_for(database.engine, "before_cursor_execute")
     def sell_one(connection, cursor, statement, *_):
@@ -341,12 +341,18 @@ def test_sales_going_on_are_no_violations(database, shop, monkeypatch, statement
 
     assert violations(database.engine) == []
     event.remove(database.engine, "before_cursor_execute", sell_one)
-    assert len(shop.owned()) > 1
+    assert len(customer.owned()) > 1
 
 
-def test_a_sale_in_the_middle_is_not_seen_by_half(database, shop):
-    (number,) = shop.numbers(1)
-    ids = {"organization": shop.id, "key": shop.key_id, "order": uuid7(), "assignment": uuid7(), "number": number}
+def test_a_sale_in_the_middle_is_not_seen_by_half(database, customer):
+    (number,) = customer.numbers(1)
+    ids = {
+        "organization": customer.id,
+        "key": customer.key_id,
+        "order": uuid7(),
+        "assignment": uuid7(),
+        "number": number,
+    }
     with database.engine.begin() as connection:
         for statement in SELL:
             connection.execute(text(statement), ids)

@@ -53,15 +53,15 @@ def test_an_organization_without_credit_has_no_ledger_entry(ordernumbers, databa
     assert rows(database, "SELECT * FROM ledger_entry") == []
 
 
-def test_its_assigned_numbers_are_counted(ordernumbers, database, shop):
-    kept, released, _ = shop.numbers(3)
-    sell(shop, kept)
-    sell(shop, released)
+def test_its_assigned_numbers_are_counted(ordernumbers, database, customer):
+    kept, released, _ = customer.numbers(3)
+    sell(customer, kept)
+    sell(customer, released)
     with database.engine.begin() as connection:
         number = {"number": released}
         connection.execute(text("UPDATE assignment SET released_at = now() WHERE number = :number"), number)
         connection.execute(text("UPDATE phone_number SET assignment_id = NULL WHERE number = :number"), number)
-    assert ordernumbers("org", "show", shop.id)["numbers"] == 1
+    assert ordernumbers("org", "show", customer.id)["numbers"] == 1
 
 
 def test_a_name_is_checked(ordernumbers, database):
@@ -189,10 +189,10 @@ def test_keys_are_listed_the_oldest_first(ordernumbers, org):
     assert all(map(INSTANT.fullmatch, [*created, first["expires_at"], revoked["revoked_at"]]))
 
 
-def test_a_revoked_key_stays_revoked_since_then(database, shop):
+def test_a_revoked_key_stays_revoked_since_then(database, customer):
     def revoke():
         with database.engine.begin() as connection:
-            return admin.revoke_key(connection, shop.key_id)
+            return admin.revoke_key(connection, customer.key_id)
 
     at = revoke()
     assert revoke() == at
@@ -272,11 +272,11 @@ def test_every_change_that_orders_depend_on_raises_the_revision(ordernumbers, da
     assert revisions == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_change_waits_for_the_order_that_holds_the_organization(database, shop):
+def test_a_change_waits_for_the_order_that_holds_the_organization(database, customer):
     with database.engine.connect() as order:
-        order.execute(text("SELECT FROM organization WHERE id = :id FOR NO KEY UPDATE"), {"id": shop.id})
+        order.execute(text("SELECT FROM organization WHERE id = :id FOR NO KEY UPDATE"), {"id": customer.id})
         before = order.execute(text("SELECT clock_timestamp()")).scalar_one()
-        revoking = threading.Thread(target=shop.revoke)
+        revoking = threading.Thread(target=customer.revoke)
         revoking.start()
         waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         while not order.execute(waits).scalar_one():
@@ -331,8 +331,8 @@ def test_what_is_not_understood_exits_with_2(ordernumbers):
         assert "Try 'ordernumbers" in err
 
 
-def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, shop):
-    shop.numbers(1)
+def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, customer):
+    customer.numbers(1)
     unsafe = durability(database.engine)  # the tests' own PostgreSQL is fast instead
     status, out, err = ordernumbers.run("check", "--json")
     assert (status, json.loads(out), err) == (1, {"ok": False, "violations": unsafe}, "")
@@ -340,7 +340,7 @@ def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, shop
         connection.execute(text("UPDATE organization SET balance_micros = balance_micros + 1"))
     status, out, err = ordernumbers.run("check", "--json")
     sentence = (
-        f"organization {shop.id} has a balance of 1000000000001 micros after 1 ledger entries, "
+        f"organization {customer.id} has a balance of 1000000000001 micros after 1 ledger entries, "
         "and its newest entry, 1, leaves 1000000000000"
     )
     assert (status, json.loads(out), err) == (1, {"ok": False, "violations": [sentence, *unsafe]}, "")

@@ -10,7 +10,7 @@ import sys
 import pytest
 from sqlalchemy import text
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.store.inventory import BAD_ROWS_SHOWN_MAX, STAGE_ROWS, WRITE_ROWS, BadRow, import_csv, stats
 from tests.admin.conftest import COMMAND, sell
 
@@ -117,13 +117,13 @@ def test_all_bad_rows_are_counted_and_the_first_shown(import_lines):
     assert imported.bad[:2] == [(3, f"number {good[0][:12]} is already on line 2"), (6, "1 fields instead of 5")]
 
 
-def test_an_update_changes_what_a_number_is_and_never_whose(database, import_lines, inventory_rows, shop):
+def test_an_update_changes_what_a_number_is_and_never_whose(database, import_lines, inventory_rows, customer):
     import_lines(*numbers(3))
     sold, quarantined, free = (number for (number,) in inventory_rows("number"))
-    sell(shop, sold)
+    sell(customer, sold)
     with database.engine.begin() as connection:
         quarantine = "UPDATE phone_number SET free_at = 'tomorrow', held_by = :holder WHERE number = :number"
-        connection.execute(text(quarantine), {"holder": shop.id, "number": quarantined})
+        connection.execute(text(quarantine), {"holder": customer.id, "number": quarantined})
     owned = inventory_rows("number, assignment_id, held_by, free_at")
     rows = [f"{number},toll_free,false,true,5" for number in (sold, quarantined, free)]
     assert import_lines(*rows) == (0, 3, 0, 0, [])
@@ -186,12 +186,12 @@ def test_wrong_headers_are_refused(import_lines):
         HEADER.upper(),
         "+14155550123,local",
     ):
-        with pytest.raises(BadInput, match=f"^{wanted}says {header}$".replace("+", r"\+")):
+        with pytest.raises(OperatorError, match=f"^{wanted}says {header}$".replace("+", r"\+")):
             import_lines("+14155550123,local,true,false,1", header=header)
 
 
 def test_what_is_not_csv_is_refused(import_lines):
-    with pytest.raises(BadInput, match=r"^line 3 is not CSV: "):
+    with pytest.raises(OperatorError, match=r"^line 3 is not CSV: "):
         import_lines("+14155550100,local,true,false,1", '"+14155550123"0,local,true,false,1')
 
 
@@ -284,9 +284,9 @@ def test_an_import_that_was_killed_leaves_nothing_behind(ordernumbers, tmp_path,
         assert connection.execute(text("SELECT count(*) FROM pg_tables WHERE tablename = 'import_row'")).scalar() == 0
 
 
-def test_stats_count_each_state_by_type(database, import_lines, shop):
+def test_stats_count_each_state_by_type(database, import_lines, customer):
     import_lines(*numbers(6), "+18005550100,toll_free,true,false,1")
-    sell(shop, "+14152000000")
+    sell(customer, "+14152000000")
     with database.engine.begin() as connection:
         free_at = "UPDATE phone_number SET free_at = clock_timestamp() + CAST(:wait AS interval) WHERE number = :number"
         connection.execute(text(free_at), {"wait": "1 hour", "number": "+14152000001"})

@@ -66,12 +66,14 @@ def test_a_pooler_that_shares_connections_out_is_refused(pooled, ordernumbers, m
         assert ordernumbers.refusal(*command) == SHARED
 
 
-def test_commands_and_orders_work_through_a_pooler_in_session_mode(pooled, ordernumbers, monkeypatch, shop, open_path):
+def test_commands_and_orders_work_through_a_pooler_in_session_mode(
+    pooled, ordernumbers, monkeypatch, customer, open_path
+):
     url = pooled("session")
     monkeypatch.setenv("DATABASE_URL", url)
-    assert ordernumbers("org", "show", shop.id)["name"] == "A shop"
+    assert ordernumbers("org", "show", customer.id)["name"] == "A shop"
     settings = local_settings(open_path / ".data", database_url=url, workers=1)
     with Up(settings, open_path / "serve", command="serve") as serve:
         wait_until(lambda: "serving on" in serve.logs)
         with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
-            assert Grpc(channel)(shop.key, numbers=shop.numbers(2)).status == 200
+            assert Grpc(channel)(customer.key, numbers=customer.numbers(2)).status == 200

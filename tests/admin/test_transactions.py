@@ -22,9 +22,9 @@ def repeatable_read(database):
 
 
 @pytest.mark.usefixtures("repeatable_read")
-def test_a_key_is_revoked_after_waiting_for_an_order_whatever_the_database_s_isolation_level(database, shop):
+def test_a_key_is_revoked_after_waiting_for_an_order_whatever_the_database_s_isolation_level(database, customer):
     change = "UPDATE organization SET revision = revision + 1"
-    _waits_for(database, change, shop.revoke)
+    _waits_for(database, change, customer.revoke)
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT revoked_at IS NOT NULL FROM api_key")).scalar_one()
 
@@ -71,16 +71,16 @@ def _failing(database, times, sqlstate):
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-def test_a_command_that_met_a_deadlock_is_run_again(ordernumbers, database, shop, sqlstate):
+def test_a_command_that_met_a_deadlock_is_run_again(ordernumbers, database, customer, sqlstate):
     _failing(database, TRIES_MAX - 1, sqlstate)
-    assert ordernumbers("key", "revoke", shop.key_id)["id"] == str(shop.key_id)
+    assert ordernumbers("key", "revoke", customer.key_id)["id"] == str(customer.key_id)
 
 
-def test_a_command_is_run_again_a_few_times_only(ordernumbers, database, shop):
+def test_a_command_is_run_again_a_few_times_only(ordernumbers, database, customer):
     _failing(database, TRIES_MAX, "40001")
-    assert ordernumbers.refusal("key", "revoke", shop.key_id) == "the database answered: not now"
+    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "the database answered: not now"
 
 
-def test_a_command_is_not_run_again_for_any_other_reason(ordernumbers, database, shop):
+def test_a_command_is_not_run_again_for_any_other_reason(ordernumbers, database, customer):
     _failing(database, 1, "55000")
-    assert ordernumbers.refusal("key", "revoke", shop.key_id) == "the database answered: not now"
+    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "the database answered: not now"

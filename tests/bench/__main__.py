@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from server.config import settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from tests.bench import report
 from tests.bench.machine import describe
 from tests.bench.parts import running_postgres, work_folder
@@ -57,7 +57,7 @@ def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
         machine = describe(folder, postgres.settings("server_version")["server_version"])
         durable = postgres.settings("fsync", "synchronous_commit")
         if set(durable.values()) != {"on"}:
-            raise BadInput(f"PostgreSQL is not durable: {durable}")
+            raise OperatorError(f"PostgreSQL is not durable: {durable}")
         with ExitStack() as stack:
             bench = Bench(postgres, folder, effort, stack)
             measures = _measure(bench.sides(tuple(parts)), effort.rounds)
@@ -76,7 +76,7 @@ def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine | durable,
         "effort": {"rounds": effort.rounds, "seconds": effort.seconds, "workers": effort.workers},
-        "lanes": settings().lanes,
+        "lanes": settings().order_connections,
         "ratios": found,
         "fairness": fairness,
         "sides": {name: report.as_json(measure, measures[name]) for name, measure in sides.items()},
@@ -126,5 +126,5 @@ def _parts(text: str) -> tuple[str, ...]:
 if __name__ == "__main__":
     try:
         main()
-    except (BadInput, RuntimeError) as error:
+    except (OperatorError, RuntimeError) as error:
         sys.exit(f"bench: {error}")

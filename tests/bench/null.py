@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse, PhoneNumber
 from server.rpc.server import OPTIONS, SERVICE
-from server.run.worker import wake_without_haste
+from server.run.worker import use_batch_scheduling
 
 ROW = PhoneNumber(
     id="00000000-0000-7000-8000-000000000000",
@@ -39,5 +39,5 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    wake_without_haste()  # as a worker does
+    use_batch_scheduling()  # as a worker does
     uvloop.run(main(int(sys.argv[1])))

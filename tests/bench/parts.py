@@ -122,7 +122,7 @@ def running_service(folder: Path, database_url: str, workers: int, *, edge: bool
         workers=workers,
         rate_limit_per_key=RATE_LIMIT_OFF,
         rate_limit_per_address=RATE_LIMIT_OFF,
-        drain_seconds=0,
+        drain_ms=0,
     )
     with ExitStack() as stack:
         log = folder / "server.log"

@@ -90,8 +90,8 @@ def _shares(total: int, parts: int) -> list[int]:
 
 def grpc_clients(workers: list[Address], buyers: list[Buyer], in_flight: int, group: str = "all") -> list[Client]:
     """Connections straight to the workers, each organization's orders to its own worker, as the edge sends them."""
-    lanes = [[buyer for buyer in buyers if buyer.lane(len(workers)) == i] for i in range(len(workers))]
-    lanes_used = [(worker, lane) for worker, lane in zip(workers, lanes, strict=True) if lane]
+    order_connections = [[buyer for buyer in buyers if buyer.lane(len(workers)) == i] for i in range(len(workers))]
+    lanes_used = [(worker, lane) for worker, lane in zip(workers, order_connections, strict=True) if lane]
     clients = []
     for (worker, lane), share in zip(lanes_used, _shares(in_flight, len(lanes_used)), strict=False):
         connections = _shares(share, min(CONNECTIONS_PER_WORKER, share))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench.generator import Client, Load, run
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 ORDERS = 40
 LONGER_THAN_NEEDED_SECONDS = 30
@@ -13,14 +13,14 @@ LONGER_THAN_NEEDED_SECONDS = 30
 def send(request, service):
     """Sends these orders in the name of a shop; returns what came of them."""
 
-    def send(shop, orders):
+    def send(customer, orders):
         target = service.grpc_targets[0] if request.param == "grpc" else service.edge_target
         host, port = target.split(":")
         clients, in_flight = (2, 8) if request.param == "grpc" else (5, 1)
         return run(
             Load(
                 transport=request.param,
-                clients=[Client("all", (host, int(port)), in_flight, [shop.key])] * clients,
+                clients=[Client("all", (host, int(port)), in_flight, [customer.key])] * clients,
                 orders={"all": orders},
                 warm_seconds=0,
                 seconds=LONGER_THAN_NEEDED_SECONDS,
@@ -31,26 +31,26 @@ def send(request, service):
 
 
 @pytest.fixture
-def shop(service):
-    return Shop.open(service.database.engine)
+def customer(service):
+    return Customer.open(service.database.engine)
 
 
 @pytest.mark.parametrize("numbers_each", [1, 100])
-def test_every_order_is_sent_once_and_counted(send, shop, numbers_each):
-    numbers = shop.numbers(ORDERS * numbers_each)
-    result = send(shop, [numbers[i::ORDERS] for i in range(ORDERS)])
+def test_every_order_is_sent_once_and_counted(send, customer, numbers_each):
+    numbers = customer.numbers(ORDERS * numbers_each)
+    result = send(customer, [numbers[i::ORDERS] for i in range(ORDERS)])
     assert (result.taken, result.succeeded_in_all, result.refused_in_all) == (ORDERS, ORDERS, 0)
-    assert shop.owned() == set(numbers)
+    assert customer.owned() == set(numbers)
 
 
-def test_a_refusal_is_no_success(send, shop):
-    (number,) = shop.numbers(1)
-    result = send(shop, [[number]] * ORDERS)
+def test_a_refusal_is_no_success(send, customer):
+    (number,) = customer.numbers(1)
+    result = send(customer, [[number]] * ORDERS)
     assert (result.succeeded_in_all, result.refused_in_all) == (1, ORDERS - 1)
     assert "insufficient inventory" in result.sample
 
 
-def test_a_load_that_cannot_be_carried_out_is_told(service, shop):
-    nobody = Client("all", ("127.0.0.1", 1), 1, [shop.key])
+def test_a_load_that_cannot_be_carried_out_is_told(service, customer):
+    nobody = Client("all", ("127.0.0.1", 1), 1, [customer.key])
     with pytest.raises(RuntimeError, match="the load generator ended"):
         run(Load("grpc", [nobody], {"all": [["+12000000000"]]}, warm_seconds=0, seconds=1))

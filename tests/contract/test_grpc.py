@@ -38,53 +38,53 @@ def raw_call(channel, key, raw, **metadata):
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\x0a\x05abc", b"\x0a\x02\xff\xfe", b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
-def test_undecodable_bytes_are_a_malformed_request(channel, shop, raw):
-    answer = _refusal(raw_call(channel, shop.key, raw))
+def test_undecodable_bytes_are_a_malformed_request(channel, customer, raw):
+    answer = _refusal(raw_call(channel, customer.key, raw))
     assert (answer.status, answer.body) == (400, failure("INVALID_INPUT", "malformed request", answer.request_id))
 
 
-def test_a_key_is_checked_before_the_bytes(channel, shop):
-    assert _refusal(raw_call(channel, shop.unknown_key(), b"\xff")).status == 401
-    assert _refusal(raw_call(channel, shop.new_key("numbers:read"), b"\xff")).status == 403
+def test_a_key_is_checked_before_the_bytes(channel, customer):
+    assert _refusal(raw_call(channel, customer.unknown_key(), b"\xff")).status == 401
+    assert _refusal(raw_call(channel, customer.new_key("numbers:read"), b"\xff")).status == 403
 
 
-def test_fields_that_a_newer_client_knows_are_no_error(channel, shop):
+def test_fields_that_a_newer_client_knows_are_no_error(channel, customer):
     """Over gRPC a field is added without asking: an older server must not fail a newer client."""
-    assert _refusal(raw_call(channel, shop.key, b"\xf2\x7f\x03abc")).status == 422
+    assert _refusal(raw_call(channel, customer.key, b"\xf2\x7f\x03abc")).status == 422
 
 
-def test_our_own_request_id_is_kept_between_services_and_made_at_the_edge(service, shop):
+def test_our_own_request_id_is_kept_between_services_and_made_at_the_edge(service, customer):
     ours = str(ULID())
     for target, is_kept in ((service.grpc_targets[0], True), (service.edge_target, False)):
         with grpc.insecure_channel(target) as channel:
-            answer = _refusal(raw_call(channel, shop.key, b"\xff", **{"x-request-id": ours}))
+            answer = _refusal(raw_call(channel, customer.key, b"\xff", **{"x-request-id": ours}))
         assert (answer.request_id == ours) is is_kept
 
 
 @pytest.mark.parametrize("said", ["", "x", "0" * 27, "8" + "0" * 25, "01arz3ndektsv4rrffq69g5fav"])
-def test_a_request_id_that_is_no_ulid_is_replaced(service, shop, said):
+def test_a_request_id_that_is_no_ulid_is_replaced(service, customer, said):
     with grpc.insecure_channel(service.grpc_targets[0]) as channel:
-        answer = _refusal(raw_call(channel, shop.key, b"\xff", **{"x-request-id": said}))
+        answer = _refusal(raw_call(channel, customer.key, b"\xff", **{"x-request-id": said}))
     assert answer.request_id != said
     assert ULID.from_str(answer.request_id)
 
 
-def test_the_http_status_is_the_edges_own_affair(service, shop):
+def test_the_http_status_is_the_edges_own_affair(service, customer):
     with grpc.insecure_channel(service.edge_target) as channel:
-        answer = _refusal(raw_call(channel, shop.key, b"\xff"))
+        answer = _refusal(raw_call(channel, customer.key, b"\xff"))
     assert "http-status" not in answer.headers
 
 
-def test_a_repeated_key_is_refused(channel, shop):
+def test_a_repeated_key_is_refused(channel, customer):
     call = channel.unary_unary(METHOD)
-    twice = [("authorization", f"Bearer {shop.key}")] * 2
+    twice = [("authorization", f"Bearer {customer.key}")] * 2
     with pytest.raises(grpc.RpcError) as refused:
         call(b"", metadata=twice, timeout=TIMEOUT_SECONDS)
     assert _refusal(refused.value).status == 401
 
 
-def test_a_message_longer_than_any_order_is_refused(channel, shop):
-    error = raw_call(channel, shop.key, b"\x2a\x80\x80\x08" + b"a" * 131072)
+def test_a_message_longer_than_any_order_is_refused(channel, customer):
+    error = raw_call(channel, customer.key, b"\x2a\x80\x80\x08" + b"a" * 131072)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -121,13 +121,13 @@ def test_the_edge_describes_nothing_unless_told_to(service):
 
 
 @pytest.mark.parametrize("through", ["edge", "direct"])
-def test_buf_curl_orders_a_number(service, shop, through):
+def test_buf_curl_orders_a_number(service, customer, through):
     """With the contract's descriptors through the edge, by reflection straight at a server."""
     target = service.edge_target if through == "edge" else service.grpc_targets[0]
     schema = ["--schema", str(DESCRIPTORS)] if through == "edge" else []
-    numbers = shop.numbers(1)
+    numbers = customer.numbers(1)
     command = ["buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge", *schema]
-    header, data = f"authorization: Bearer {shop.key}", json.dumps({"numbers": numbers})
+    header, data = f"authorization: Bearer {customer.key}", json.dumps({"numbers": numbers})
     done = subprocess.run(
         [*command, "-H", header, "-d", data, f"http://{target}{METHOD}"], capture_output=True, text=True, check=False
     )

@@ -23,14 +23,14 @@ def console(command):
 
 
 @pytest.fixture
-def as_told(service, shop, tmp_path):
+def as_told(service, customer, tmp_path):
     """Puts this test's service, key and numbers into an example."""
-    (tmp_path / "demo.key").write_text(shop.key + "\n")
+    (tmp_path / "demo.key").write_text(customer.key + "\n")
     known = {}
 
     def translate(example):
         for number in re.findall(r"\+1415555\d{4}", example):
-            known.setdefault(number, shop.numbers(1)[0])
+            known.setdefault(number, customer.numbers(1)[0])
             example = example.replace(number, known[number])
         example = example.replace("127.0.0.1:8080", service.edge_target).replace(
             "127.0.0.1:50051", service.grpc_targets[0]

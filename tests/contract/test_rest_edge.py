@@ -20,14 +20,14 @@ from ordernumbers.v1.errors_pb2 import Error, ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import REQUEST_BODY_BYTES_MAX
-from server.errors import AT_THE_EDGE, TABLE
+from server.errors import AT_THE_EDGE, ERRORS
 from tests.contract.edges import running_edge, running_server, sell, stat, wait_until, wait_until_ready
 from tests.support.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
 from tests.support.stack import local_settings
 
 JSON = {"content-type": "application/json"}
 INTERNAL_HEADER = re.compile(r"grpc-|x-envoy-|http-status")
-REFUSED = {TABLE[code].http_status: (code, TABLE[code].message) for code in AT_THE_EDGE}
+REFUSED = {ERRORS[code].http_status: (code, ERRORS[code].message) for code in AT_THE_EDGE}
 
 
 @pytest.fixture(scope="module", params=["HTTP/1.1", "HTTP/2"])
@@ -135,21 +135,21 @@ def test_400_tells_the_member_at_fault(edge, body, details):
     assert_refused(edge.post(ROUTE, content=body, headers=JSON), 400, details)
 
 
-def test_null_is_as_good_as_absent_and_names_may_be_escaped(rest, shop):
-    numbers = shop.numbers(1)
+def test_null_is_as_good_as_absent_and_names_may_be_escaped(rest, customer):
+    numbers = customer.numbers(1)
     body = json.dumps({"numbers": numbers, "label": None, "inbound_url": None, "campaign_id": None})
-    answer = rest.post(shop.key, body.replace("numbers", "\\u006eumber\\u0073", 1).encode())
+    answer = rest.post(customer.key, body.replace("numbers", "\\u006eumber\\u0073", 1).encode())
     assert answer.status == 200
     assert "label" not in answer.body["data"][0]
 
 
-def test_escapes_and_blanks_of_all_kinds_are_read(rest, shop):
-    (number,) = shop.numbers(1)
+def test_escapes_and_blanks_of_all_kinds_are_read(rest, customer):
+    (number,) = customer.numbers(1)
     label = 'é東🙂/\\" é東🙂'
     body = ' \r\n\t{ "label"\t:\r"é東🙂\\/\\\\\\"\\u0020\\u00e9\\u6771\\ud83d\\uDE42" ,\n"numbers" : [ "NUMBER" ] } \n'
-    answer = rest.post(shop.key, body.replace("NUMBER", number.replace("+", "\\u002B")).encode())
+    answer = rest.post(customer.key, body.replace("NUMBER", number.replace("+", "\\u002B")).encode())
     assert (answer.status, answer.body["data"][0]["label"]) == (200, label)
-    assert shop.label_of(number) == label
+    assert customer.label_of(number) == label
 
 
 class NotStrict(Exception):
@@ -321,31 +321,31 @@ def in_chunks(body, size=1000):
 
 
 @pytest.mark.parametrize("sent", [bytes, in_chunks], ids=["at once", "in chunks"])
-def test_the_longest_body_passes_and_one_byte_more_is_413(edge, shop, sent):
-    order = {"numbers": shop.numbers(1)}
-    headers = JSON | {"authorization": f"Bearer {shop.key}"}
+def test_the_longest_body_passes_and_one_byte_more_is_413(edge, customer, sent):
+    order = {"numbers": customer.numbers(1)}
+    headers = JSON | {"authorization": f"Bearer {customer.key}"}
     too_long = edge.post(ROUTE, content=sent(padded(order, REQUEST_BODY_BYTES_MAX + 1)), headers=headers)
     assert_refused(too_long, 413)
-    assert shop.owned() == set()
+    assert customer.owned() == set()
     longest = edge.post(ROUTE, content=sent(padded(order, REQUEST_BODY_BYTES_MAX)), headers=headers)
     assert longest.status_code == 200, longest.text
-    assert shop.owned() == set(order["numbers"])
+    assert customer.owned() == set(order["numbers"])
 
 
-def test_a_body_in_single_bytes_is_read_whole(edge, shop):
-    order = {"numbers": shop.numbers(1)}
+def test_a_body_in_single_bytes_is_read_whole(edge, customer):
+    order = {"numbers": customer.numbers(1)}
     body = in_chunks(json.dumps(order).encode(), size=1)
-    answer = edge.post(ROUTE, content=body, headers=JSON | {"authorization": f"Bearer {shop.key}"})
+    answer = edge.post(ROUTE, content=body, headers=JSON | {"authorization": f"Bearer {customer.key}"})
     assert answer.status_code == 200
-    assert shop.owned() == set(order["numbers"])
+    assert customer.owned() == set(order["numbers"])
 
 
 # ---------------------------------------------------------------- headers in and out
 
 
-def test_a_success_has_an_id_and_no_internal_headers_or_trailers(service, shop):
-    order = {"numbers": shop.numbers(1)}
-    headers = JSON | {"authorization": f"bearer {shop.key}"}
+def test_a_success_has_an_id_and_no_internal_headers_or_trailers(service, customer):
+    order = {"numbers": customer.numbers(1)}
+    headers = JSON | {"authorization": f"bearer {customer.key}"}
     with httpx.Client(base_url=service.rest_url, http1=False, http2=True) as client:
         answer = client.post(ROUTE, json=order, headers=headers)
     assert answer.status_code == 200
@@ -411,16 +411,16 @@ def test_a_clients_own_request_id_is_not_believed(edge, headers):
     ],
     ids=str,
 )
-def test_a_clients_headers_are_harmless(edge, shop, headers):
-    order = {"numbers": shop.numbers(1)}
-    answer = edge.post(ROUTE, json=order, headers={"authorization": f"Bearer {shop.key}", **headers})
+def test_a_clients_headers_are_harmless(edge, customer, headers):
+    order = {"numbers": customer.numbers(1)}
+    answer = edge.post(ROUTE, json=order, headers={"authorization": f"Bearer {customer.key}", **headers})
     assert answer.status_code == 200, answer.text
     assert_clean(answer.headers)
-    assert shop.owned() == set(order["numbers"])
+    assert customer.owned() == set(order["numbers"])
 
 
-def test_a_repeated_key_is_no_key(edge, shop):
-    key = f"Bearer {shop.key}"
+def test_a_repeated_key_is_no_key(edge, customer):
+    key = f"Bearer {customer.key}"
     answer = edge.post(ROUTE, content=b"{}", headers=[("authorization", key), ("authorization", key), *JSON.items()])
     assert answer.status_code == 401
 
@@ -486,9 +486,9 @@ def test_408_headers_that_are_not_complete_in_time(service):
     assert_refused_on_the_wire(service, START, 408)
 
 
-def test_trailers_are_ignored(service, shop):
-    body = json.dumps({"numbers": shop.numbers(1)})
-    start = START + f"authorization: Bearer {shop.key}\r\ntransfer-encoding: chunked\r\n\r\n"
+def test_trailers_are_ignored(service, customer):
+    body = json.dumps({"numbers": customer.numbers(1)})
+    start = START + f"authorization: Bearer {customer.key}\r\ntransfer-encoding: chunked\r\n\r\n"
     answer = on_the_wire(service, f"{start}{len(body):x}\r\n{body}\r\n0\r\nx-bin: %%\r\ngrpc-timeout: 1n\r\n\r\n")
     assert answer.startswith("HTTP/1.1 200 ")
 
@@ -568,7 +568,7 @@ def answer_at_length(request, context):
     [(crash, 500), (hang, 504), (abort_plainly, 400), (abort_after_headers, 500), (answer_at_length, 200)],
 )
 def test_a_broken_server_tells_nothing_internal(tmp_path, behaviour, status):
-    own = local_settings(tmp_path, rest_deadline_seconds=0.5, workers=1)
+    own = local_settings(tmp_path, rest_deadline_ms=500, workers=1)
     with running_server(own.grpc_port, behaviour), running_edge(own):
         wait_until_ready(own)
         answer = httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={"numbers": ["x"]})
@@ -651,11 +651,11 @@ def test_a_client_cannot_order_retries(tmp_path):
     assert len(calls) == 2
 
 
-def test_native_grpc_keeps_its_status_and_gets_the_edges_id(service, shop):
-    sent = [("authorization", f"BEARER {shop.key}"), ("x-request-id", "mine"), ("x-envoy-retry-on", "5xx")]
+def test_native_grpc_keeps_its_status_and_gets_the_edges_id(service, customer):
+    sent = [("authorization", f"BEARER {customer.key}"), ("x-request-id", "mine"), ("x-envoy-retry-on", "5xx")]
     with grpc.insecure_channel(service.edge_target) as channel:
         order = PhoneNumberServiceStub(channel).OrderNumbers
-        for numbers, code in ((shop.numbers(1), "OK"), ([], "INVALID_ARGUMENT")):
+        for numbers, code in ((customer.numbers(1), "OK"), ([], "INVALID_ARGUMENT")):
             call = order.future(OrderNumbersRequest(numbers=numbers), metadata=sent, timeout=TIMEOUT_SECONDS)
             assert call.code().name == code
             told = [*call.initial_metadata(), *call.trailing_metadata()]

@@ -50,27 +50,27 @@ def frozen(service):
     return freeze
 
 
-def test_an_order_under_way_when_time_is_up_is_a_timeout(call, shop, frozen):
+def test_an_order_under_way_when_time_is_up_is_a_timeout(call, customer, frozen):
     impatient = replace(call, timeout_seconds=2) if isinstance(call, Grpc) else call
-    assert call(shop.key, numbers=shop.numbers(1)).status == 200  # its key is known and a connection open
-    numbers = shop.numbers(1)
+    assert call(customer.key, numbers=customer.numbers(1)).status == 200  # its key is known and a connection open
+    numbers = customer.numbers(1)
     with frozen():
-        answer = impatient(shop.key, numbers=numbers)
+        answer = impatient(customer.key, numbers=numbers)
     assert (answer.status, answer.body) == (504, failure("TIMEOUT", "request timed out", answer.request_id))
-    assert call(shop.key, numbers=numbers).status in (200, 409)
+    assert call(customer.key, numbers=numbers).status in (200, 409)
 
 
-def test_who_waits_longer_is_served_over_another_connection(grpc_direct_call, shop, frozen):
-    assert grpc_direct_call(shop.key, numbers=shop.numbers(1)).status == 200
-    numbers = shop.numbers(1)
+def test_who_waits_longer_is_served_over_another_connection(grpc_direct_call, customer, frozen):
+    assert grpc_direct_call(customer.key, numbers=customer.numbers(1)).status == 200
+    numbers = customer.numbers(1)
     with frozen():
-        assert grpc_direct_call(shop.key, numbers=numbers).status == 200
-    assert shop.owned() >= set(numbers)
+        assert grpc_direct_call(customer.key, numbers=numbers).status == 200
+    assert customer.owned() >= set(numbers)
 
 
-def test_a_key_that_cannot_be_looked_up_is_not_refused_but_unavailable(call, shop, frozen):
-    numbers = shop.numbers(1)
+def test_a_key_that_cannot_be_looked_up_is_not_refused_but_unavailable(call, customer, frozen):
+    numbers = customer.numbers(1)
     with frozen(wholly=True):
-        answer = call(shop.key, numbers=numbers)
+        answer = call(customer.key, numbers=numbers)
     assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
-    assert shop.owned() == set()
+    assert customer.owned() == set()

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from server.errors import TABLE, Code
+from server.errors import ERRORS, Code
 from tests.contract.edges import stat
 from tests.support.callers import METHOD, TIMEOUT_SECONDS, failure
 from tests.support.stack import Up, local_settings
@@ -70,8 +70,8 @@ def no_script_error(service):
     assert stat(service.settings, "http.edge.lua.errors") == 0
 
 
-def order(shop):
-    return framed(OrderNumbersRequest(numbers=shop.numbers(1)).SerializeToString())
+def order(customer):
+    return framed(OrderNumbersRequest(numbers=customer.numbers(1)).SerializeToString())
 
 
 def assert_told(heard: Heard, grpc_status: str, message: str):
@@ -81,34 +81,34 @@ def assert_told(heard: Heard, grpc_status: str, message: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_told_the_truth(target, shop, name):
+def test_it_is_told_the_truth(target, customer, name):
     case = CASES[name]
     with Wire(target.port) as wire:
-        stream = wire.begin(grpc_headers(target.port, shop.key, case.headers), ends=case.body is None)
-        wire.send(stream, (order(shop) if case.body == b"the order" else case.body or b""), ends=True)
+        stream = wire.begin(grpc_headers(target.port, customer.key, case.headers), ends=case.body is None)
+        wire.send(stream, (order(customer) if case.body == b"the order" else case.body or b""), ends=True)
         heard = wire.heard(stream)
     if case.gives_up and not target.is_edge:
         assert heard == Heard(is_reset=True, has_ended=True)
     elif case.code:
-        assert_told(heard, TABLE[case.code].grpc_status, TABLE[case.code].message)
+        assert_told(heard, ERRORS[case.code].grpc_status, ERRORS[case.code].message)
     else:
         assert heard.headers["grpc-status"] == str(grpc.StatusCode.UNIMPLEMENTED.value[0])
-    assert shop.owned() == set()
+    assert customer.owned() == set()
 
 
 @pytest.mark.parametrize("metadata", [{"with_underscore": "x"}, {"x-long": "x" * 15_000}])
-def test_metadata_that_grpc_allows_does_no_harm(target, shop, metadata):
-    request = OrderNumbersRequest(numbers=shop.numbers(1)).SerializeToString()
+def test_metadata_that_grpc_allows_does_no_harm(target, customer, metadata):
+    request = OrderNumbersRequest(numbers=customer.numbers(1)).SerializeToString()
     with grpc.insecure_channel(f"127.0.0.1:{target.port}") as channel:
-        sent = [("authorization", f"Bearer {shop.key}"), *metadata.items()]
+        sent = [("authorization", f"Bearer {customer.key}"), *metadata.items()]
         channel.unary_unary(METHOD)(request, metadata=sent, timeout=TIMEOUT_SECONDS)
-    assert len(shop.owned()) == 1
+    assert len(customer.owned()) == 1
 
 
-def test_trailers_of_a_request_do_no_harm(target, shop):
+def test_trailers_of_a_request_do_no_harm(target, customer):
     with Wire(target.port) as wire:
-        stream = wire.begin(grpc_headers(target.port, shop.key, {}))
-        wire.send(stream, order(shop), ends=False)
+        stream = wire.begin(grpc_headers(target.port, customer.key, {}))
+        wire.send(stream, order(customer), ends=False)
         wire.end(stream, [("x-trailer", "x")])
         assert wire.heard(stream).headers["grpc-status"] == "0"
 
@@ -121,21 +121,21 @@ def impatient(service, tmp_path_factory):
     """The same service, but with a deadline of a second."""
     folder = tmp_path_factory.mktemp("impatient")
     url = service.database.url
-    settings = local_settings(folder / ".data", database_url=url, workers=1, deadline_seconds_max=1.0)
+    settings = local_settings(folder / ".data", database_url=url, workers=1, deadline_max_ms=1000)
     with Up(settings, folder, "--no-demo") as up:
         yield up.until_ready().settings
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0\0\0\0\x09ab"], ids=["nothing", "a part"])
 @pytest.mark.parametrize("port", ["grpc_port", "rest_port"], ids=["direct", "edge"])
-def test_a_message_that_does_not_come_ends_its_call(impatient, shop, port, sent):
+def test_a_message_that_does_not_come_ends_its_call(impatient, customer, port, sent):
     port = getattr(impatient, port)
     with Wire(port) as wire:
-        stream = wire.begin(grpc_headers(port, shop.key, {}))
+        stream = wire.begin(grpc_headers(port, customer.key, {}))
         wire.send(stream, sent, ends=False)
-        assert_told(wire.heard(stream), "DEADLINE_EXCEEDED", TABLE[Code.REQUEST_TIMEOUT].message)
-        after = wire.begin(grpc_headers(port, shop.key, {}))
-        wire.send(after, order(shop), ends=True)
+        assert_told(wire.heard(stream), "DEADLINE_EXCEEDED", ERRORS[Code.REQUEST_TIMEOUT].message)
+        after = wire.begin(grpc_headers(port, customer.key, {}))
+        wire.send(after, order(customer), ends=True)
         assert wire.heard(after).headers["grpc-status"] == "0"
 
 
@@ -143,23 +143,23 @@ def test_a_message_that_does_not_come_ends_its_call(impatient, shop, port, sent)
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_grpc_over_http1_is_refused_before_anything_is_sold(service, shop, method):
+def test_grpc_over_http1_is_refused_before_anything_is_sold(service, customer, method):
     """Envoy drops trailers there, and with them the status of an order that was carried out."""
-    body = order(shop)
+    body = order(customer)
     head = (
         f"{method} {METHOD} HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc\r\nte: trailers\r\n"
-        f"authorization: Bearer {shop.key}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        f"authorization: Bearer {customer.key}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", service.settings.rest_port), timeout=TIMEOUT_SECONDS) as connection:
         connection.sendall(head.encode() + body)
         head, _, said = b"".join(iter(lambda: connection.recv(65536), b"")).decode().partition("\r\n\r\n")
     status, *lines = head.split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
-    message = TABLE[Code.UPGRADE_REQUIRED].message
+    message = ERRORS[Code.UPGRADE_REQUIRED].message
     assert status == "HTTP/1.1 426 Upgrade Required"
     assert (headers["grpc-status"], headers["grpc-message"]) == ("12", message)
     assert json.loads(said) == failure("UPGRADE_REQUIRED", message, headers["x-request-id"])
-    assert shop.owned() == set()
+    assert customer.owned() == set()
 
 
 IMPROPER = [
@@ -169,25 +169,25 @@ IMPROPER = [
 
 
 @pytest.mark.parametrize("improper", IMPROPER, ids=repr)
-def test_a_malformed_request_fails_no_other_on_its_connection(service, shop, improper):
+def test_a_malformed_request_fails_no_other_on_its_connection(service, customer, improper):
     """RFC 9113, 8.1.1: a stream error."""
     port = service.settings.rest_port
     with Wire(port) as wire:
-        before = wire.begin(grpc_headers(port, shop.key, {}))
-        malformed = wire.begin(grpc_headers(port, shop.key, improper), ends=True)
-        after = wire.begin(grpc_headers(port, shop.key, {}))
+        before = wire.begin(grpc_headers(port, customer.key, {}))
+        malformed = wire.begin(grpc_headers(port, customer.key, improper), ends=True)
+        after = wire.begin(grpc_headers(port, customer.key, {}))
         assert wire.heard(malformed) == Heard(is_reset=True, has_ended=True)
         for stream in (before, after):
-            wire.send(stream, order(shop), ends=True)
+            wire.send(stream, order(customer), ends=True)
             assert wire.heard(stream).headers["grpc-status"] == "0"
 
 
-def test_a_host_that_is_not_the_authority_is_refused(service, shop):
+def test_a_host_that_is_not_the_authority_is_refused(service, customer):
     """RFC 9113, 8.3.1. (Two Host headers of HTTP/1.1: with the other improper requests.)"""
     port = service.settings.rest_port
     headers = {":path": "/v1/phone-numbers/orders", "content-type": "application/json", "te": None}
     with Wire(port) as wire:
-        stream = wire.begin(grpc_headers(port, shop.key, headers | {"host": "other.example"}))
+        stream = wire.begin(grpc_headers(port, customer.key, headers | {"host": "other.example"}))
         wire.send(stream, b'{"numbers": ["+14155550100"]}', ends=True)
         heard = wire.heard(stream)
     assert (heard.headers[":status"], json.loads(heard.data)["error"]["code"]) == ("400", "INVALID_INPUT")

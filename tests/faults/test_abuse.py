@@ -19,7 +19,7 @@ from server.config import REQUEST_BODY_BYTES_MAX
 from tests.contract.edges import running_edge, running_server, sell, wait_until_ready
 from tests.faults.conftest import is_envoy, is_worker
 from tests.support.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import local_settings, wait_until
 
 SLOW_CLIENTS = 50
@@ -27,8 +27,8 @@ GROWTH_BYTES_MAX = 32 * 2**20
 
 
 @pytest.fixture
-def shop(service):
-    return Shop.open(service.database.engine)
+def customer(service):
+    return Customer.open(service.database.engine)
 
 
 @pytest.fixture(params=["edge", "worker"])
@@ -37,7 +37,7 @@ def port(request, service):
 
 
 @pytest.fixture
-def well_behaved(service, shop):
+def well_behaved(service, customer):
     """Somebody else's orders, over REST and gRPC, from beginning to end of a test: each is placed, nothing grows."""
     answers, enough = [], threading.Event()
 
@@ -48,7 +48,7 @@ def well_behaved(service, shop):
         ):
             while not enough.is_set():
                 for call in (Rest(client), Grpc(channel)):
-                    answers.append(call(shop.key, numbers=shop.numbers(1)).status)
+                    answers.append(call(customer.key, numbers=customer.numbers(1)).status)
                 enough.wait(0.02)
 
     processes = [p for p in service.up.processes() if is_worker(p) or is_envoy(p)]
@@ -68,18 +68,18 @@ def well_behaved(service, shop):
 
 
 @pytest.mark.parametrize("size", [REQUEST_BODY_BYTES_MAX + 1, 2**20, 4 * 2**20 - 100])
-def test_an_oversized_message_is_refused(service, shop, well_behaved, size):
+def test_an_oversized_message_is_refused(service, customer, well_behaved, size):
     for target in (service.grpc_targets[0], service.edge_target):
         raw = OrderNumbersRequest(label="x" * size).SerializeToString()
         with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary(METHOD)(raw, metadata=[("authorization", f"Bearer {shop.key}")], timeout=20)
+            channel.unary_unary(METHOD)(raw, metadata=[("authorization", f"Bearer {customer.key}")], timeout=20)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("size", [70_000, 1_000_000])
-def test_oversized_metadata_is_refused(service, shop, well_behaved, size):
+def test_oversized_metadata_is_refused(service, customer, well_behaved, size):
     for target in (service.grpc_targets[0], service.edge_target):
-        metadata = [("authorization", f"Bearer {shop.key}"), ("x-long", "x" * size)]
+        metadata = [("authorization", f"Bearer {customer.key}"), ("x-long", "x" * size)]
         with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as refused:
             channel.unary_unary(METHOD)(b"", metadata=metadata, timeout=20)
         assert refused.value.code() not in (
@@ -92,11 +92,11 @@ def test_oversized_metadata_is_refused(service, shop, well_behaved, size):
 # ---------------------------------------------------------------- too slow
 
 
-def test_bodies_that_come_slowly_hold_up_nobody(service, shop, well_behaved, times):
+def test_bodies_that_come_slowly_hold_up_nobody(service, customer, well_behaved, times):
     """And in the end they are dropped."""
     head = (
-        f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {shop.key}\r\ncontent-type: application/json\r\n"
-        "content-length: 1000\r\n\r\n"
+        f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {customer.key}\r\n"
+        "content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
     )
     slow = [socket.create_connection(("127.0.0.1", service.settings.rest_port)) for _ in range(SLOW_CLIENTS)]
     try:

@@ -20,7 +20,7 @@ from server.store.engine import admin_engine
 from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, BEFORE_COMMIT
 from tests.faults.workload import Workload
 from tests.support.callers import Rest
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import Up, local_settings, wait_until
 
 
@@ -65,7 +65,7 @@ def test_orders_sent_once_are_answered_truly_though_the_first_host_is_silent(pro
         settings = local_settings(
             open_path / ".data",
             database_url=f"postgresql://{parts.username}@{hosts}{parts.path}?{parts.query}",
-            connect_timeout_seconds=2,
+            connect_timeout_ms=2000,
         )
         with Up(settings, open_path, "--no-demo") as up:
             up.until_ready()
@@ -113,22 +113,22 @@ def replicating(open_path, monkeypatch):
 def test_a_standby_that_does_not_answer(replicating, open_path):
     """Its COMMIT is written, and waits. Nobody is told of it before the standby has it; then everybody who asks is."""
     engine = admin_engine(replicating.url())
-    shop = Shop.open(engine)
-    (number,) = shop.numbers(1)
-    settings = local_settings(open_path / ".data", database_url=replicating.url(), rest_deadline_seconds=2.0)
+    customer = Customer.open(engine)
+    (number,) = customer.numbers(1)
+    settings = local_settings(open_path / ".data", database_url=replicating.url(), rest_deadline_ms=2000)
     with Up(settings, open_path, "--no-demo") as up, httpx.Client(base_url=up.rest_url, timeout=20) as client:
         up.until_ready()
         set_standby(engine, "nobody")
         asked = {"numbers": [number], "idempotency_key": "k"}
-        answers = [Rest(client)(shop.key, **asked) for _ in range(3)]
+        answers = [Rest(client)(customer.key, **asked) for _ in range(3)]
         assert {answer.status for answer in answers} <= {504, 409}
         assert answers[0].status == 504
         assert {answer.body["error"]["code"] for answer in answers} <= {"TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"}
         set_standby(engine, "")
-        wait_until(shop.owned)
-        told = Rest(client)(shop.key, **asked)
+        wait_until(customer.owned)
+        told = Rest(client)(customer.key, **asked)
     assert (told.status, told.headers["idempotency-replayed"]) == (200, "true")
-    assert {UUID(row["id"]) for row in told.body["data"]} == shop.assignment_ids()
+    assert {UUID(row["id"]) for row in told.body["data"]} == customer.assignment_ids()
 
 
 def set_standby(engine, name):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from tests.faults.conftest import is_worker
 from tests.support.callers import METHOD, ROUTE, ULID
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 IN_FLIGHT = 32
 GROWTH_BYTES_MAX = 16 * 2**20
@@ -34,8 +34,8 @@ NATIVE_CODES = {
 
 
 @pytest.fixture
-def shop(service):
-    return Shop.open(service.database.engine)
+def customer(service):
+    return Customer.open(service.database.engine)
 
 
 # ---------------------------------------------------------------- REST
@@ -77,9 +77,12 @@ def mutated(draw, good):
 BODIES = mutated(st.one_of(ORDERS, ORDERS, JSON).map(lambda order: json.dumps(order).encode())) | st.binary(max_size=50)
 
 
-def test_every_rest_answer_is_in_the_envelope_and_none_is_5xx(service, shop, times):
-    keys = [f"Bearer {shop.key}"] * 6 + [f"Bearer {shop.new_key('numbers:read')}", f"Bearer {shop.unknown_key()}"]
-    numbers = shop.numbers(50)
+def test_every_rest_answer_is_in_the_envelope_and_none_is_5xx(service, customer, times):
+    keys = [f"Bearer {customer.key}"] * 6 + [
+        f"Bearer {customer.new_key('numbers:read')}",
+        f"Bearer {customer.unknown_key()}",
+    ]
+    numbers = customer.numbers(50)
     seen = Counter()
     with httpx.Client(base_url=service.rest_url, timeout=20) as client:
 
@@ -118,10 +121,10 @@ def assert_in_envelope(answer):
 # ---------------------------------------------------------------- gRPC
 
 
-def messages(shop, count):
+def messages(customer, count):
     """Serialized orders, most of them damaged, and plain noise."""
     chance = random.Random(17)
-    numbers = shop.numbers(100)
+    numbers = customer.numbers(100)
     for _ in range(count):
         order = OrderNumbersRequest(numbers=chance.sample(numbers, chance.randint(0, 3)))
         if chance.random() < 0.5:
@@ -159,13 +162,13 @@ def send_all(target, key, raws):
     return asyncio.run(run())
 
 
-def test_no_message_is_unknown_or_internal_and_memory_stays_flat(service, shop, times):
+def test_no_message_is_unknown_or_internal_and_memory_stays_flat(service, customer, times):
     count = times(2000, 50_000)
     workers = [process for process in service.up.processes() if is_worker(process)]
-    target, key = service.grpc_targets[0], shop.key
-    codes = send_all(target, key, messages(shop, count // 5))  # until pools and caches are as large as they get
+    target, key = service.grpc_targets[0], customer.key
+    codes = send_all(target, key, messages(customer, count // 5))  # until pools and caches are as large as they get
     before = sum(process.memory_info().rss for process in workers)
-    codes += send_all(target, key, messages(shop, count - count // 5))
+    codes += send_all(target, key, messages(customer, count - count // 5))
     after = sum(process.memory_info().rss for process in workers)
     assert codes.total() == count
     assert set(codes) <= NATIVE_CODES

@@ -4,7 +4,7 @@ import pytest
 
 from server.run.embedded.postgres import url_of_running
 from server.store.engine import admin_engine
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.load import Load
 from tests.support.stack import Up, gone, local_settings, wait_until
 
@@ -27,15 +27,17 @@ def test_killed_under_load_nothing_keeps_running_and_nothing_answered_is_lost(op
     settings = local_settings(open_path / ".data")
     with Up(settings, open_path, by=by) as up:
         up.until_ready()
-        shop = Shop.open(admin_engine(url_of_running(settings.data_dir)))
+        customer = Customer.open(admin_engine(url_of_running(settings.data_dir)))
         processes = up.processes()
-        with Load(up.rest_url, shop) as load:
+        with Load(up.rest_url, customer) as load:
             wait_until(lambda: len(load.sold) >= ORDERS_BEFORE_THE_KILL)
             victim(up).kill()
         wait_until(lambda: gone(processes))
     with Up(settings, open_path) as again:
         again.until_ready()
         assert again.command("check") == {"ok": True, "violations": []}
-        owned = Shop(admin_engine(url_of_running(settings.data_dir)), shop.id, shop.key, shop.key_id).owned()
+        owned = Customer(
+            admin_engine(url_of_running(settings.data_dir)), customer.id, customer.key, customer.key_id
+        ).owned()
         assert set(load.sold) <= owned <= set(load.numbers)
         assert len(load.numbers) > len(owned), "the kill came after the load"

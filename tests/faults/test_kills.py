@@ -71,7 +71,7 @@ def test_postgresql_or_envoy_killed(open_path, times, victim, short, full):
 def test_workers_replaced_under_load_fail_nobody(open_path, durable_postgres, engine, times):
     """A rolling restart: not one answer is a failure, not one order has to be sent again."""
     restarts = times(2, 20)
-    settings = local_settings(open_path / ".data", database_url=durable_postgres.url(), drain_seconds=2.5)
+    settings = local_settings(open_path / ".data", database_url=durable_postgres.url(), drain_ms=2500)
     with (
         Up(settings, open_path / "serve", command="serve") as serve,
         Up(settings, open_path / "edge", command="edge"),

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import Up, local_settings
 
 QUEUE = 5
@@ -25,18 +25,18 @@ def small(open_path, database):
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_beyond_the_queue_orders_are_refused_at_once_and_told_when_to_come_again(small, database, transport):
-    shop = Shop.open(database.engine)
-    numbers = shop.numbers(ORDERS)
+    customer = Customer.open(database.engine)
+    numbers = customer.numbers(ORDERS)
     with (
         httpx.Client(base_url=small.rest_url, timeout=TIMEOUT_SECONDS) as client,
         grpc.insecure_channel(f"127.0.0.1:{small.settings.grpc_port}") as channel,
         ThreadPoolExecutor(ORDERS) as buyers,
     ):
         call = Rest(client) if transport == "rest" else Grpc(channel)
-        assert call(shop.key, numbers=shop.numbers(1)).status == 200  # the key is known
+        assert call(customer.key, numbers=customer.numbers(1)).status == 200  # the key is known
         lock = database.engine.connect()
         lock.execute(text("SELECT FROM organization FOR UPDATE"))
-        answers = [buyers.submit(call, shop.key, numbers=[number]) for number in numbers]
+        answers = [buyers.submit(call, customer.key, numbers=[number]) for number in numbers]
         refused = until_answered(answers, ORDERS - QUEUE)
         lock.close()
         placed = [answer.result() for answer in answers if answer.result() not in refused]
@@ -44,7 +44,7 @@ def test_beyond_the_queue_orders_are_refused_at_once_and_told_when_to_come_again
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.body == failure("UNAVAILABLE", "service unavailable", answer.request_id)
     assert [answer.status for answer in placed] == [200] * QUEUE
-    assert len(shop.owned()) == QUEUE + 1
+    assert len(customer.owned()) == QUEUE + 1
 
 
 def until_answered(answers, count):

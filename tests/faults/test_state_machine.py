@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from server.store.inventory import import_csv
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 PRICE = 1_000_000
 IMPORTED_FIRST = 2_125_550_000 + 20_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -31,11 +31,14 @@ class Market(RuleBasedStateMachine):
     @initialize(credit=st.integers(0, 12))
     def open(self, credit):
         engine = self.service.database.engine
-        self.shops = [Shop.open(engine, credit_micros=credit * PRICE), Shop.open(engine, credit_micros=5 * PRICE)]
+        self.customers = [
+            Customer.open(engine, credit_micros=credit * PRICE),
+            Customer.open(engine, credit_micros=5 * PRICE),
+        ]
         self.credit = [credit, 5]
-        self.numbers = self.shops[0].numbers(8)
+        self.numbers = self.customers[0].numbers(8)
         self.owner = {}
-        self.keys = [(0, self.shops[0].key, True), (1, self.shops[1].key, True)]
+        self.keys = [(0, self.customers[0].key, True), (1, self.customers[1].key, True)]
         self.revoked = set()
         self.campaigns = [(None, None)]
         self.answered = {}
@@ -63,26 +66,26 @@ class Market(RuleBasedStateMachine):
         if self.said:
             self._send(data.draw(st.sampled_from(self.calls)), *data.draw(st.sampled_from(self.said)))
 
-    @rule(shop=st.sampled_from([0, 1]), scoped=st.booleans())
-    def new_key(self, shop, scoped):
-        key = self.shops[shop].new_key("numbers:write" if scoped else "numbers:read")
-        self.keys.append((shop, key, scoped))
+    @rule(customer=st.sampled_from([0, 1]), scoped=st.booleans())
+    def new_key(self, customer, scoped):
+        key = self.customers[customer].new_key("numbers:write" if scoped else "numbers:read")
+        self.keys.append((customer, key, scoped))
 
     @rule(data=st.data())
     def revoke(self, data):
-        shop, key, _ = data.draw(st.sampled_from(self.keys))
+        customer, key, _ = data.draw(st.sampled_from(self.keys))
         if key not in self.revoked:
-            self.shops[shop].revoke_text(key)
+            self.customers[customer].revoke_text(key)
             self.revoked.add(key)
 
-    @rule(shop=st.sampled_from([0, 1]), credits=st.integers(1, 5))
-    def add_credit(self, shop, credits):
-        self.shops[shop].credit(credits * PRICE)
-        self.credit[shop] += credits
+    @rule(customer=st.sampled_from([0, 1]), credits=st.integers(1, 5))
+    def add_credit(self, customer, credits):
+        self.customers[customer].credit(credits * PRICE)
+        self.credit[customer] += credits
 
-    @rule(shop=st.sampled_from([0, 1]), state=st.sampled_from([("ACTIVE", "VERIFIED"), *CAMPAIGN_RULES]))
-    def new_campaign(self, shop, state):
-        self.campaigns.append((str(self.shops[shop].campaign(*state)), (shop, state)))
+    @rule(customer=st.sampled_from([0, 1]), state=st.sampled_from([("ACTIVE", "VERIFIED"), *CAMPAIGN_RULES]))
+    def new_campaign(self, customer, state):
+        self.campaigns.append((str(self.customers[customer].campaign(*state)), (customer, state)))
 
     @rule()
     def import_more(self):
@@ -117,29 +120,29 @@ class Market(RuleBasedStateMachine):
             self.answered[claim] = (request, answer.body)
 
     def _expected(self, key, idempotency_key, request, campaign):
-        shop, text, scoped = key
+        customer, text, scoped = key
         if text in self.revoked:
             return "UNAUTHORIZED"
         if not scoped:
             return "FORBIDDEN"
-        if idempotency_key is not None and (shop, idempotency_key) in self.answered:
-            return "OK" if self.answered[shop, idempotency_key][0] == request else "IDEMPOTENCY_KEY_REUSED"
-        if campaign and campaign[0] != shop:
+        if idempotency_key is not None and (customer, idempotency_key) in self.answered:
+            return "OK" if self.answered[customer, idempotency_key][0] == request else "IDEMPOTENCY_KEY_REUSED"
+        if campaign and campaign[0] != customer:
             return "NOT_FOUND"
         if campaign and campaign[1] in CAMPAIGN_RULES:
             return "VALIDATION_FAILED"
         if not all(map(self._is_free, request["numbers"])):
             return "INSUFFICIENT_INVENTORY"
-        return "OK" if self.credit[shop] >= len(request["numbers"]) else "INSUFFICIENT_CREDIT"
+        return "OK" if self.credit[customer] >= len(request["numbers"]) else "INSUFFICIENT_CREDIT"
 
     def _is_free(self, number):
         return number in self.numbers and number not in self.owner
 
     @invariant()
     def the_database_agrees(self):
-        for index, shop in enumerate(self.shops if hasattr(self, "shops") else ()):
-            assert shop.owned() == {number for number, owner in self.owner.items() if owner == index}
-            assert shop.balance_micros() == self.credit[index] * PRICE
+        for index, customer in enumerate(self.customers if hasattr(self, "shops") else ()):
+            assert customer.owned() == {number for number, owner in self.owner.items() if owner == index}
+            assert customer.balance_micros() == self.credit[index] * PRICE
 
 
 def test_the_service_does_what_the_model_says(service, times):

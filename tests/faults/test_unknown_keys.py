@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from server import keys
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest, failure
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import Up, local_settings
 
 MADE_UP = 500
@@ -27,17 +27,17 @@ def wary(open_path, database):
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_made_up_keys_cost_few_look_ups_and_hold_up_no_known_key(wary, database, transport):
-    shop = Shop.open(database.engine)
+    customer = Customer.open(database.engine)
     with (
         httpx.Client(base_url=wary.rest_url, timeout=TIMEOUT_SECONDS) as client,
         grpc.insecure_channel(f"127.0.0.1:{wary.settings.grpc_port}") as channel,
     ):
         call = Rest(client) if transport == "rest" else Grpc(channel)
-        assert call(shop.key, numbers=shop.numbers(1)).status == 200
+        assert call(customer.key, numbers=customer.numbers(1)).status == 200
         before = transactions(database)
         answers = [call(keys.new_key(UUID(int=i)), numbers=[]) for i in range(MADE_UP)]
         looked_up = transactions(database) - before
-        assert call(shop.key, numbers=shop.numbers(1)).status == 200
+        assert call(customer.key, numbers=customer.numbers(1)).status == 200
     assert {answer.status for answer in answers} == {401, 429}
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.body == failure("RATE_LIMITED", "rate limited", refused.request_id)

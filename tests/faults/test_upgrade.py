@@ -76,7 +76,7 @@ def of_then(folder, url, port):
         "DATABASE_URL": url,
         "ORDERNUMBERS_GRPC_PORT": port,
         "ORDERNUMBERS_WORKERS": 2,
-        "ORDERNUMBERS_DRAIN_SECONDS": 1,
+        "ORDERNUMBERS_DRAIN_MS": 1000,
     }
     return [shutil.which("env"), "-i", *(f"{name}={value}" for name, value in settings.items())]
 

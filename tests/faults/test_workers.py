@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.run.edge import is_ready
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.load import Load
 from tests.support.stack import Up, gone, local_settings, wait_until
 from tests.support.wire import Wire, grpc_headers
@@ -20,7 +20,7 @@ from tests.support.wire import Wire, grpc_headers
 
 @pytest.fixture
 def settings(open_path, database):
-    return local_settings(open_path / ".data", database_url=database.url, drain_seconds=2.5)
+    return local_settings(open_path / ".data", database_url=database.url, drain_ms=2500)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def is_worker(process):
 
 def test_told_to_stop_it_serves_on_until_everyone_knows(serve, edge, database):
     """Envoy hears from the drain and answers 503 by itself: no call that reached a worker fails."""
-    with Load(edge.rest_url, Shop.open(database.engine), numbers=30_000) as load:
+    with Load(edge.rest_url, Customer.open(database.engine), numbers=30_000) as load:
         wait_until(lambda: len(load.sold) > 50)
         processes = serve.processes()
         assert serve.stop() == 0
@@ -90,9 +90,7 @@ def test_workers_end_with_a_parent_that_is_killed(serve):
 
 
 def test_a_frozen_worker_is_killed_in_the_end(settings, open_path):
-    with Up(
-        settings.model_copy(update={"drain_seconds": 0.0, "deadline_seconds_max": 0.5}), open_path, command="serve"
-    ) as serve:
+    with Up(settings.model_copy(update={"drain_ms": 0, "deadline_max_ms": 500}), open_path, command="serve") as serve:
         wait_until(lambda: "serving on" in serve.logs)
         frozen = workers(serve)[0]
         os.kill(frozen.pid, signal.SIGSTOP)

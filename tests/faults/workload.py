@@ -25,7 +25,7 @@ from ordernumbers.v1.errors_pb2 import ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
 from server.store.check import violations
 from tests.support.callers import METHOD, ROUTE
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import wait_until
 
 CLIENTS = 12
@@ -51,7 +51,7 @@ class Heard(NamedTuple):
 class Asked:
     """One order, and all that was heard of it."""
 
-    shop: Shop
+    customer: Customer
     key: str | None
     numbers: list[str]
     heard: list[Heard] = field(default_factory=list)
@@ -88,11 +88,11 @@ class Workload:
         self.asked_once: list[Asked] = []
         self._deadlines = deadlines
         self._address = f"127.0.0.1:{edge_port}"
-        self._shops = [Shop.open(engine) for _ in range(organizations)]
-        self._shops_without_keys = [Shop.open(engine) for _ in range(organizations)]
-        self._numbers = self._shops[0].numbers(numbers)
+        self._customers = [Customer.open(engine) for _ in range(organizations)]
+        self._customers_without_keys = [Customer.open(engine) for _ in range(organizations)]
+        self._numbers = self._customers[0].numbers(numbers)
         self._free = list(self._numbers)
-        self._hot = self._shops[0].numbers(20)
+        self._hot = self._customers[0].numbers(20)
         self._chance = random.Random(7)
         self._enough = threading.Event()
         self._failure: BaseException | None = None
@@ -159,7 +159,7 @@ class Workload:
         while not self._enough.is_set():
             numbers = [self._free.pop() for _ in range(chance.randint(1, 3))]
             seconds_max = chance.uniform(*self._deadlines)
-            asked = Asked(chance.choice(self._shops_without_keys), None, numbers, seconds_max=seconds_max)
+            asked = Asked(chance.choice(self._customers_without_keys), None, numbers, seconds_max=seconds_max)
             self.asked_once.append(asked)
             asked.heard.append(await chance.choice(calls)(asked))
             await asyncio.sleep(chance.uniform(0, THINK_SECONDS_MAX))
@@ -171,13 +171,13 @@ class Workload:
     def _next_order(self) -> Asked:
         """Mostly of numbers that nobody else wants, sometimes of those that many do, sometimes the same once more."""
         chance = self._chance
-        shop, key = chance.choice(self._shops), str(uuid4())
+        customer, key = chance.choice(self._customers), str(uuid4())
         if self.asked and chance.random() < 0.1:
             earlier = chance.choice(self.asked[-100:])
-            return Asked(earlier.shop, earlier.key, earlier.numbers)
+            return Asked(earlier.customer, earlier.key, earlier.numbers)
         if chance.random() < 0.1:
-            return Asked(shop, key, chance.sample(self._hot, 2))
-        return Asked(shop, key, [self._free.pop() for _ in range(chance.randint(1, 3))])
+            return Asked(customer, key, chance.sample(self._hot, 2))
+        return Asked(customer, key, [self._free.pop() for _ in range(chance.randint(1, 3))])
 
     # ---------------------------------------------------------------- the judgement
 
@@ -190,7 +190,7 @@ class Workload:
         kept = self._kept()
         by_key: dict[tuple[UUID, str | None], list[Asked]] = {}
         for asked in self.asked:
-            by_key.setdefault((asked.shop.id, asked.key), []).append(asked)
+            by_key.setdefault((asked.customer.id, asked.key), []).append(asked)
         assert kept.keys() <= by_key.keys(), "an order that nobody asked for"
         for claim, times in by_key.items():
             answers = [answer for asked in times for answer in asked.answers]
@@ -220,7 +220,7 @@ class Workload:
             WHERE organization_id = ANY(:ids)
         """)
         with self.engine.connect() as connection:
-            rows = connection.execute(query, {"ids": [shop.id for shop in self._shops_without_keys]}).all()
+            rows = connection.execute(query, {"ids": [customer.id for customer in self._customers_without_keys]}).all()
         owner = {row.number: (row.organization_id, row.order_id) for row in rows}
         ids = {row.number: str(row.id) for row in rows}
         assert len(owner) == len(rows), "sold twice"
@@ -228,7 +228,7 @@ class Workload:
             orders = {owner.pop(number, None) for number in asked.numbers}
             assert len(orders) == 1, f"half an order: {asked}"
             (order,) = orders
-            assert order is None or order[0] == asked.shop.id
+            assert order is None or order[0] == asked.customer.id
             (heard,) = asked.heard
             if heard.code == "OK":
                 assert [(row["number"], row["id"]) for row in heard.rows or ()] == [
@@ -243,7 +243,7 @@ class Workload:
             "SELECT organization_id, key, order_id, answer FROM idempotency_key WHERE organization_id = ANY(:ids)"
         )
         with self.engine.connect() as connection:
-            rows = connection.execute(query, {"ids": [shop.id for shop in self._shops]}).all()
+            rows = connection.execute(query, {"ids": [customer.id for customer in self._customers]}).all()
         return {(row.organization_id, row.key): Kept(row.order_id, _rows(row.answer)) for row in rows}
 
     def _verify_rows(self, kept: dict[tuple[UUID, str], "Kept"], by_key: dict[tuple[UUID, str], list[Asked]]) -> None:
@@ -254,7 +254,7 @@ class Workload:
             WHERE organization_id = ANY(:ids) AND released_at IS NULL
         """)
         with self.engine.connect() as connection:
-            rows = connection.execute(query, {"ids": [shop.id for shop in self._shops]}).all()
+            rows = connection.execute(query, {"ids": [customer.id for customer in self._customers]}).all()
         held = Counter((row.organization_id, row.order_id, str(row.id), row.number) for row in rows)
         said = Counter(
             (claim[0], each.order_id, row["id"], row["number"]) for claim, each in kept.items() for row in each.rows
@@ -281,7 +281,7 @@ def _rows(answer: bytes) -> list[dict[str, Any]]:
 
 
 def _headers(asked: Asked) -> tuple[tuple[str, str], ...]:
-    authorization = ("authorization", f"Bearer {asked.shop.key}")
+    authorization = ("authorization", f"Bearer {asked.customer.key}")
     return (authorization, ("idempotency-key", asked.key)) if asked.key else (authorization,)
 
 

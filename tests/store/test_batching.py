@@ -20,7 +20,7 @@ from server.pending import PendingOrder, Queue
 from server.rules.values import Idempotency, Order, Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import wait_until
 
 NOWHERE = "postgresql://127.0.0.1:9/none"
@@ -35,7 +35,7 @@ def run(url, work, **settings):
     """Do `work(batcher)` with a batcher of one lane on that database."""
 
     async def main():
-        batcher = Batcher(Settings(lanes=1, **settings), url, answer_of)
+        batcher = Batcher(Settings(order_connections=1, **settings), url, answer_of)
         try:
             return await work(batcher)
         finally:
@@ -88,20 +88,22 @@ def test_who_did_not_fit_comes_first_next_time():
 # ---------------------------------------------------------------- many orders, few transactions
 
 
-def test_what_waits_together_is_carried_out_together(database, shop):
-    numbers = shop.numbers(50)
+def test_what_waits_together_is_carried_out_together(database, customer):
+    numbers = customer.numbers(50)
 
     async def work(batcher):
-        return await asyncio.gather(*(outcome(batcher, order(shop.id, n, api_key_id=shop.key_id)) for n in numbers))
+        return await asyncio.gather(
+            *(outcome(batcher, order(customer.id, n, api_key_id=customer.key_id)) for n in numbers)
+        )
 
     assert run(database.url, work) == ["PLACED"] * 50
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar() == 1
 
 
-def test_an_order_that_breaks_its_batch_does_not_fail_its_neighbours(database, shop, monkeypatch):
-    numbers = shop.numbers(5)
-    bad = order(shop.id, numbers[0], api_key_id=shop.key_id)
+def test_an_order_that_breaks_its_batch_does_not_fail_its_neighbours(database, customer, monkeypatch):
+    numbers = customer.numbers(5)
+    bad = order(customer.id, numbers[0], api_key_id=customer.key_id)
     decide = orders.decide
 
     def breaks(batch, state):
@@ -111,7 +113,7 @@ def test_an_order_that_breaks_its_batch_does_not_fail_its_neighbours(database, s
     monkeypatch.setattr(orders, "decide", breaks)
 
     async def work(batcher):
-        others = [order(shop.id, number, api_key_id=shop.key_id) for number in numbers[1:]]
+        others = [order(customer.id, number, api_key_id=customer.key_id) for number in numbers[1:]]
         return await asyncio.gather(*(outcome(batcher, o) for o in (bad, *others)))
 
     assert run(database.url, work) == [Code.INTERNAL, *["PLACED"] * 4]
@@ -124,12 +126,12 @@ def test_without_a_database_an_order_is_certainly_not_carried_out():
     assert run(NOWHERE, lambda batcher: outcome(batcher, order(uuid7(), "+12"))) is Code.UNAVAILABLE
 
 
-def test_beyond_the_queue_orders_are_refused_at_once(database, shop, until_somebody_waits):
-    numbers = shop.numbers(12)
+def test_beyond_the_queue_orders_are_refused_at_once(database, customer, until_somebody_waits):
+    numbers = customer.numbers(12)
 
     async def work(batcher):
         def buy(number):
-            return asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id)))
+            return asyncio.create_task(outcome(batcher, order(customer.id, number, api_key_id=customer.key_id)))
 
         taken = [buy(number) for number in numbers[:10]]
         await asyncio.to_thread(until_somebody_waits)
@@ -143,18 +145,18 @@ def test_beyond_the_queue_orders_are_refused_at_once(database, shop, until_someb
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM organization FOR UPDATE"))
     assert run(database.url, work, queue_orders_max=10) == (Code.UNAVAILABLE, ["PLACED"] * 10, "PLACED")
-    assert shop.owned() == {*numbers[:10], numbers[11]}
+    assert customer.owned() == {*numbers[:10], numbers[11]}
 
 
 # ---------------------------------------------------------------- rows that others keep locked
 
 
-def test_an_order_that_waits_for_a_locked_row_neither_fails_nor_delays_its_neighbours(database, shop):
-    locked, *free = shop.numbers(11)
+def test_an_order_that_waits_for_a_locked_row_neither_fails_nor_delays_its_neighbours(database, customer):
+    locked, *free = customer.numbers(11)
 
     async def work(batcher):
         def buy(number):
-            return asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id)))
+            return asyncio.create_task(outcome(batcher, order(customer.id, number, api_key_id=customer.key_id)))
 
         waiting, *others = [buy(number) for number in (locked, *free)]
         assert await asyncio.gather(*others) == ["PLACED"] * 10
@@ -167,28 +169,28 @@ def test_an_order_that_waits_for_a_locked_row_neither_fails_nor_delays_its_neigh
     assert run(database.url, work) == "PLACED"
 
 
-def test_a_locked_organization_holds_up_no_other(database, shop):
-    other = Shop.open(database.engine)
-    (mine,), (theirs,) = shop.numbers(1), shop.numbers(1)
+def test_a_locked_organization_holds_up_no_other(database, customer):
+    other = Customer.open(database.engine)
+    (mine,), (theirs,) = customer.numbers(1), customer.numbers(1)
 
     async def work(batcher):
-        waiting = asyncio.create_task(outcome(batcher, order(shop.id, mine, api_key_id=shop.key_id)))
+        waiting = asyncio.create_task(outcome(batcher, order(customer.id, mine, api_key_id=customer.key_id)))
         assert await outcome(batcher, order(other.id, theirs, api_key_id=other.key_id)) == "PLACED"
         assert not waiting.done()
         lock.close()
         return await waiting
 
     lock = database.engine.connect()
-    lock.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": shop.id})
+    lock.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": customer.id})
     assert run(database.url, work) == "PLACED"
 
 
-def test_a_row_locked_for_long_leaves_no_backend_waiting(database, shop):
-    (number,) = shop.numbers(1)
+def test_a_row_locked_for_long_leaves_no_backend_waiting(database, customer):
+    (number,) = customer.numbers(1)
     waiters = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
     async def work(batcher):
-        assert await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 1.0) is Code.UNAVAILABLE
+        assert await outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), 1.0) is Code.UNAVAILABLE
         with database.engine.connect() as connection:
             return connection.execute(waiters).scalar()
 
@@ -200,31 +202,31 @@ def test_a_row_locked_for_long_leaves_no_backend_waiting(database, shop):
 # ---------------------------------------------------------------- idempotency keys
 
 
-def keyed(shop, key, *numbers, asked=b"the same"):
-    plain = order(shop.id, *numbers, api_key_id=shop.key_id)
+def keyed(customer, key, *numbers, asked=b"the same"):
+    plain = order(customer.id, *numbers, api_key_id=customer.key_id)
     return plain._replace(idempotency=Idempotency(key, asked))
 
 
-def test_equal_orders_at_once_are_one(database, shop):
-    (number,) = shop.numbers(1)
+def test_equal_orders_at_once_are_one(database, customer):
+    (number,) = customer.numbers(1)
 
     async def work(batcher):
-        return await asyncio.gather(*(batcher.place(keyed(shop, "k", number), 10) for _ in range(20)))
+        return await asyncio.gather(*(batcher.place(keyed(customer, "k", number), 10) for _ in range(20)))
 
     answers = run(database.url, work)
     assert len({answer.message for answer in answers}) == 1
     assert sorted(answer.replayed for answer in answers) == [False] + [True] * 19
-    assert len(shop.assignment_ids()) == 1
+    assert len(customer.assignment_ids()) == 1
 
 
-def test_equal_orders_of_several_workers_are_one(database, shop):
+def test_equal_orders_of_several_workers_are_one(database, customer):
     """Each with connections of its own, as in processes of their own."""
-    numbers = shop.numbers(20)
+    numbers = customer.numbers(20)
 
     async def main():
-        batchers = [Batcher(Settings(lanes=1), database.url, answer_of) for _ in range(4)]
+        batchers = [Batcher(Settings(order_connections=1), database.url, answer_of) for _ in range(4)]
         try:
-            orders = [(b, keyed(shop, f"k{i}", n)) for i, n in enumerate(numbers) for b in batchers]
+            orders = [(b, keyed(customer, f"k{i}", n)) for i, n in enumerate(numbers) for b in batchers]
             return await asyncio.gather(*(batcher.place(order, 20) for batcher, order in orders))
         finally:
             await asyncio.gather(*(batcher.close() for batcher in batchers))
@@ -232,48 +234,48 @@ def test_equal_orders_of_several_workers_are_one(database, shop):
     answers = asyncio.run(main())
     assert len({answer.message for answer in answers}) == 20
     assert [answer.replayed for answer in answers].count(False) == 20
-    assert len(shop.assignment_ids()) == 20
+    assert len(customer.assignment_ids()) == 20
 
 
-def test_a_replay_takes_no_number_lock(database, shop):
-    (number,) = shop.numbers(1)
+def test_a_replay_takes_no_number_lock(database, customer):
+    (number,) = customer.numbers(1)
 
     async def work(batcher):
-        first = await batcher.place(keyed(shop, "k", number), 10)
+        first = await batcher.place(keyed(customer, "k", number), 10)
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-            return first, await batcher.place(keyed(shop, "k", number), 3)
+            return first, await batcher.place(keyed(customer, "k", number), 3)
 
     first, again = run(database.url, work, lock_timeout_ms=10_000)
     assert (first.message, first.replayed, again.replayed) == (again.message, False, True)
 
 
 @pytest.mark.parametrize("deadline_seconds", [1.5, 10.0])
-def test_while_another_server_is_at_work_under_a_key_it_is_in_progress(database, shop, deadline_seconds):
+def test_while_another_server_is_at_work_under_a_key_it_is_in_progress(database, customer, deadline_seconds):
     """The other one claimed the key, as the slow lane does, and is not done."""
-    (number,) = shop.numbers(1)
+    (number,) = customer.numbers(1)
     claim = text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', clock_timestamp()")
 
     async def work(batcher):
-        waiting = asyncio.create_task(outcome(batcher, keyed(shop, "k", number), deadline_seconds))
+        waiting = asyncio.create_task(outcome(batcher, keyed(customer, "k", number), deadline_seconds))
         await asyncio.wait({waiting}, timeout=2)
         other.close()
         return await waiting
 
     other = database.engine.connect()
-    other.execute(claim, {"id": shop.id})
+    other.execute(claim, {"id": customer.id})
     expected = Code.IDEMPOTENCY_IN_PROGRESS if deadline_seconds < 2 else "PLACED"
     assert run(database.url, work, lock_timeout_ms=20) == expected
 
 
-def test_a_second_order_under_a_key_waits_for_the_first_in_its_own_server_too(database, shop, until_somebody_waits):
-    (number,) = shop.numbers(1)
+def test_a_second_order_under_a_key_waits_for_the_first_in_its_own_server_too(database, customer, until_somebody_waits):
+    (number,) = customer.numbers(1)
 
     async def work(batcher):
-        first = asyncio.create_task(batcher.place(keyed(shop, "k", number), 10))
+        first = asyncio.create_task(batcher.place(keyed(customer, "k", number), 10))
         await asyncio.to_thread(until_somebody_waits)
-        hasty = await outcome(batcher, keyed(shop, "k", number), 0.1)
-        second = asyncio.create_task(batcher.place(keyed(shop, "k", number), 10))
+        hasty = await outcome(batcher, keyed(customer, "k", number), 0.1)
+        second = asyncio.create_task(batcher.place(keyed(customer, "k", number), 10))
         await asyncio.sleep(0)
         lock.close()
         return hasty, (await first).replayed, (await second).replayed
@@ -283,16 +285,16 @@ def test_a_second_order_under_a_key_waits_for_the_first_in_its_own_server_too(da
     assert run(database.url, work, lock_timeout_ms=5000) == (Code.IDEMPOTENCY_IN_PROGRESS, False, True)
 
 
-def test_a_key_is_free_again_after_a_refusal_wherever_that_was_decided(database, shop):
-    (number,) = shop.numbers(1)
+def test_a_key_is_free_again_after_a_refusal_wherever_that_was_decided(database, customer):
+    (number,) = customer.numbers(1)
 
     async def work(batcher):
-        poor = await outcome(batcher, keyed(shop, "k", number, "+999"))
+        poor = await outcome(batcher, keyed(customer, "k", number, "+999"))
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-            slow = asyncio.create_task(outcome(batcher, keyed(shop, "k", number, "+999")))
+            slow = asyncio.create_task(outcome(batcher, keyed(customer, "k", number, "+999")))
             await asyncio.sleep(0.3)
-        return poor, await slow, await outcome(batcher, keyed(shop, "k", number))
+        return poor, await slow, await outcome(batcher, keyed(customer, "k", number))
 
     refused = Code.INSUFFICIENT_INVENTORY
     assert run(database.url, work, lock_timeout_ms=50) == (refused, refused, "PLACED")
@@ -300,12 +302,14 @@ def test_a_key_is_free_again_after_a_refusal_wherever_that_was_decided(database,
         assert connection.execute(text("SELECT count(*) FROM idempotency_key")).scalar() == 1
 
 
-def test_an_order_that_has_begun_when_its_time_is_up_may_have_been_carried_out(database, shop, until_somebody_waits):
-    patient, begun, behind = shop.numbers(3)
+def test_an_order_that_has_begun_when_its_time_is_up_may_have_been_carried_out(
+    database, customer, until_somebody_waits
+):
+    patient, begun, behind = customer.numbers(3)
 
     async def work(batcher):
         def buy(number, timeout_seconds):
-            buying = outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
+            buying = outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), timeout_seconds)
             return asyncio.create_task(buying)
 
         batch = [buy(patient, 10), buy(begun, 0.3)]
@@ -317,30 +321,30 @@ def test_an_order_that_has_begun_when_its_time_is_up_may_have_been_carried_out(d
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM phone_number FOR UPDATE"))
     assert run(database.url, work, lock_timeout_ms=5000) == [Code.UNAVAILABLE, Code.TIMEOUT, "PLACED"]
-    assert shop.owned() == {patient, begun}
+    assert customer.owned() == {patient, begun}
 
 
-def test_an_order_of_a_row_kept_locked_is_certainly_not_carried_out(database, shop):
-    (number,) = shop.numbers(1)
+def test_an_order_of_a_row_kept_locked_is_certainly_not_carried_out(database, customer):
+    (number,) = customer.numbers(1)
 
     async def work(batcher):
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
-            refused = await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 0.5)
-        return refused, await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id))
+            refused = await outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), 0.5)
+        return refused, await outcome(batcher, order(customer.id, number, api_key_id=customer.key_id))
 
     assert run(database.url, work, lock_timeout_ms=10) == (Code.UNAVAILABLE, "PLACED")
 
 
-def test_a_caller_that_left_drops_its_order_unless_its_batch_began(database, shop, until_somebody_waits):
-    began, dropped = shop.numbers(2)
+def test_a_caller_that_left_drops_its_order_unless_its_batch_began(database, customer, until_somebody_waits):
+    began, dropped = customer.numbers(2)
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM organization FOR UPDATE"))
 
     async def work(batcher):
-        first = asyncio.create_task(batcher.place(order(shop.id, began, api_key_id=shop.key_id), 10))
+        first = asyncio.create_task(batcher.place(order(customer.id, began, api_key_id=customer.key_id), 10))
         await asyncio.to_thread(until_somebody_waits)
-        second = asyncio.create_task(batcher.place(order(shop.id, dropped, api_key_id=shop.key_id), 10))
+        second = asyncio.create_task(batcher.place(order(customer.id, dropped, api_key_id=customer.key_id), 10))
         await asyncio.sleep(0)
         first.cancel()
         second.cancel()
@@ -348,34 +352,34 @@ def test_a_caller_that_left_drops_its_order_unless_its_batch_began(database, sho
         assert await asyncio.gather(first, second, return_exceptions=True)
 
     run(database.url, work, lock_timeout_ms=5000)
-    assert shop.owned() == {began}
+    assert customer.owned() == {began}
 
 
-def test_a_server_that_was_restarted_is_connected_to_again(database, shop):
-    first, second = shop.numbers(2)
+def test_a_server_that_was_restarted_is_connected_to_again(database, customer):
+    first, second = customer.numbers(2)
 
     async def work(batcher):
-        placed = await outcome(batcher, order(shop.id, first, api_key_id=shop.key_id))
+        placed = await outcome(batcher, order(customer.id, first, api_key_id=customer.key_id))
         with database.engine.begin() as connection:
             connection.execute(
                 text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                      " AND datname = current_database() AND backend_type = 'client backend'")
             )  # fmt: skip
-        return placed, await outcome(batcher, order(shop.id, second, api_key_id=shop.key_id))
+        return placed, await outcome(batcher, order(customer.id, second, api_key_id=customer.key_id))
 
     assert run(database.url, work) == ("PLACED", "PLACED")
 
 
-def test_while_there_are_many_a_batch_waits_for_as_many_as_the_last_one_had(shop, database):
+def test_while_there_are_many_a_batch_waits_for_as_many_as_the_last_one_had(customer, database):
     async def work(batcher):
         async def buy(numbers):
             for number in numbers:
-                await outcome(batcher, order(shop.id, number, api_key_id=shop.key_id))
+                await outcome(batcher, order(customer.id, number, api_key_id=customer.key_id))
 
-        numbers = shop.numbers(32)
+        numbers = customer.numbers(32)
         await asyncio.gather(*(buy(numbers[i::8]) for i in range(8)))
 
-    run(database.url, work, gather_ms=1000)
+    run(database.url, work, batch_linger_ms=1000)
     with database.engine.connect() as connection:
         batches = connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar()
     assert batches <= 6  # four of eight, and what the first ones lacked
@@ -416,17 +420,17 @@ async def lost(connection, finish):
 @pytest.mark.parametrize("became", [committed, lost])
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("is_keyed", [False, True])
-def test_an_unknown_outcome_is_settled_and_truly_told(database, shop, cut_at_commit, became, times, is_keyed):
-    numbers = shop.numbers(8)
+def test_an_unknown_outcome_is_settled_and_truly_told(database, customer, cut_at_commit, became, times, is_keyed):
+    numbers = customer.numbers(8)
     cut_at_commit(times, became)
 
     async def work(batcher):
-        plain = (order(shop.id, number, api_key_id=shop.key_id) for number in numbers)
+        plain = (order(customer.id, number, api_key_id=customer.key_id) for number in numbers)
         asked = [o._replace(idempotency=Idempotency(o.id, b"") if is_keyed else None) for o in plain]
         return await asyncio.gather(*(batcher.place(o, 10) for o in asked))
 
     answers = run(database.url, work)
-    assert assigned(*answers) == shop.assignment_ids()
+    assert assigned(*answers) == customer.assignment_ids()
     assert len(assigned(*answers)) == 8
     assert not any(answer.replayed for answer in answers)
 
@@ -436,9 +440,9 @@ def assigned(*answers):
 
 
 @pytest.mark.parametrize("deadline_seconds", [1.0, 10.0])
-def test_a_backend_that_is_still_flushing_fools_nobody(database, shop, cut_at_commit, deadline_seconds):
+def test_a_backend_that_is_still_flushing_fools_nobody(database, customer, cut_at_commit, deadline_seconds):
     """It has the COMMIT and stands still: its order is not to be seen when we look, and still will be carried out."""
-    (number,) = shop.numbers(1)
+    (number,) = customer.numbers(1)
     frozen = []
 
     async def freeze(connection, finish):
@@ -453,29 +457,29 @@ def test_a_backend_that_is_still_flushing_fools_nobody(database, shop, cut_at_co
 
     async def work(batcher):
         waiting = asyncio.create_task(
-            batcher.place(order(shop.id, number, api_key_id=shop.key_id), deadline_seconds),
+            batcher.place(order(customer.id, number, api_key_id=customer.key_id), deadline_seconds),
         )
         await asyncio.wait({waiting}, timeout=1.5)
         os.kill(frozen[0], signal.SIGCONT)
         return await asyncio.gather(waiting, return_exceptions=True)
 
     (answer,) = run(database.url, work, lock_timeout_ms=20)
-    wait_until(shop.owned)
+    wait_until(customer.owned)
     if deadline_seconds < 1.5:
         assert answer.code is Code.TIMEOUT
     else:
-        assert assigned(answer) == shop.assignment_ids()
+        assert assigned(answer) == customer.assignment_ids()
 
 
 # ---------------------------------------------------------------- the slow lane
 
 
-def test_an_order_that_is_tried_very_often_does_no_harm(database, shop, monkeypatch):
-    (number,) = shop.numbers(1)
+def test_an_order_that_is_tried_very_often_does_no_harm(database, customer, monkeypatch):
+    (number,) = customer.numbers(1)
     monkeypatch.setattr(batching, "SLOW_PAUSE_SECONDS_MAX", 0)
 
     async def work(batcher):
-        pending = asyncio.create_task(outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), 30))
+        pending = asyncio.create_task(outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), 30))
         await asyncio.to_thread(wait_until, lambda: tries and tries[0].tries > 1100)
         lock.close()
         return await pending
@@ -487,9 +491,9 @@ def test_an_order_that_is_tried_very_often_does_no_harm(database, shop, monkeypa
     assert run(database.url, work, lock_timeout_ms=1) == "PLACED"
 
 
-def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
+def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, customer):
     """However many they are, one of them at a time is tried."""
-    locked, briefly = shop.numbers(2)
+    locked, briefly = customer.numbers(2)
     waiters = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     counts = []
 
@@ -501,7 +505,7 @@ def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
 
     async def work(batcher):
         def buy(number, timeout_seconds):
-            buying = outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
+            buying = outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), timeout_seconds)
             return asyncio.create_task(buying)
 
         many = [buy(locked, 60) for _ in range(600)]
@@ -518,7 +522,7 @@ def test_orders_of_one_locked_number_do_not_hold_up_the_others(database, shop):
     long, brief = database.engine.connect(), database.engine.connect()
     for lock, number in ((long, locked), (brief, briefly)):
         lock.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
-    answer, answers = run(database.url, work, slow_lanes=3)
+    answer, answers = run(database.url, work, retry_connections=3)
     assert answer == "PLACED"
     assert max(counts) <= 2  # one for each of the two numbers
     assert Counter(answers) == {"PLACED": 1, Code.INSUFFICIENT_INVENTORY: 599}

@@ -16,22 +16,22 @@ from uuid_utils.compat import uuid7
 from server.config import Settings
 from server.errors import Refusal
 from server.messages import answer_of
-from server.rules.values import Busy, Idempotency, Order, Placed
+from server.rules.values import Idempotency, Order, Placed, Retry
 from server.store import orders
 from server.store.connection import connect
 from server.store.inventory import import_csv
 from server.store.orders import Limits, OutcomeUnknown, place
-from tests.support.customer import Shop
+from tests.support.customer import Customer
 from tests.support.stack import wait_until
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
 
 
-def order(shop, *numbers, **more):
+def order(customer, *numbers, **more):
     return Order(
         id=str(uuid7()),
-        organization_id=str(shop.id),
-        api_key_id=str(shop.key_id),
+        organization_id=str(customer.id),
+        api_key_id=str(customer.key_id),
         scope="numbers:write",
         request_id="",
         numbers=numbers,
@@ -63,38 +63,43 @@ def codes(decisions):
     return ["PLACED" if isinstance(d, Placed) else str(d.code) for d in decisions]
 
 
-def test_a_batch_of_many_organizations_is_one_transaction(database, shop):
-    other = Shop.open(database.engine)
-    numbers = shop.numbers(5)
+def test_a_batch_of_many_organizations_is_one_transaction(database, customer):
+    other = Customer.open(database.engine)
+    numbers = customer.numbers(5)
     batch = [
-        order(shop, numbers[0], numbers[1], label="first"),
+        order(customer, numbers[0], numbers[1], label="first"),
         order(other, numbers[1], numbers[2]),
         order(other, numbers[2]),
-        order(shop, "+999", numbers[3]),
+        order(customer, "+999", numbers[3]),
         order(other, numbers[3], numbers[4]),
     ]
     (decisions,) = carry_out(database, batch)
     assert codes(decisions) == ["PLACED", "INSUFFICIENT_INVENTORY", "PLACED", "INSUFFICIENT_INVENTORY", "PLACED"]
-    assert (shop.owned(), other.owned()) == (set(numbers[:2]), set(numbers[2:]))
+    assert (customer.owned(), other.owned()) == (set(numbers[:2]), set(numbers[2:]))
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar() == 1
 
 
-def test_a_connection_serves_one_batch_after_another_refused_or_not(database, shop):
-    (number,) = shop.numbers(1)
-    batches = [[order(shop, "+999")], [order(shop, number)], [order(shop, number)], [order(shop, *shop.numbers(3))]]
+def test_a_connection_serves_one_batch_after_another_refused_or_not(database, customer):
+    (number,) = customer.numbers(1)
+    batches = [
+        [order(customer, "+999")],
+        [order(customer, number)],
+        [order(customer, number)],
+        [order(customer, *customer.numbers(3))],
+    ]
     answers = carry_out(database, *batches)
     refused = ["INSUFFICIENT_INVENTORY"]
     assert [codes(decisions) for decisions in answers] == [refused, ["PLACED"], refused, ["PLACED"]]
 
 
-def test_a_key_of_nobody_is_unauthorized(database, shop):
-    stranger = order(shop, *shop.numbers(1))._replace(api_key_id=str(uuid4()))
+def test_a_key_of_nobody_is_unauthorized(database, customer):
+    stranger = order(customer, *customer.numbers(1))._replace(api_key_id=str(uuid4()))
     assert codes(carry_out(database, [stranger])[0]) == ["UNAUTHORIZED"]
 
 
-def test_every_row_of_an_order_says_the_same_instant(database, shop):
-    (decisions,) = carry_out(database, [order(shop, *shop.numbers(2))])
+def test_every_row_of_an_order_says_the_same_instant(database, customer):
+    (decisions,) = carry_out(database, [order(customer, *customer.numbers(2))])
     with database.engine.connect() as connection:
         instants = connection.execute(
             text("SELECT created_at FROM orders UNION SELECT created_at FROM assignment UNION SELECT updated_at FROM "
@@ -103,10 +108,10 @@ def test_every_row_of_an_order_says_the_same_instant(database, shop):
         assert [row[0] for row in instants] == [decisions[0].at]
 
 
-def test_an_order_keeps_its_count_and_an_assignment_the_price_of_its_number(database, shop):
+def test_an_order_keeps_its_count_and_an_assignment_the_price_of_its_number(database, customer):
     """So that the check sees what is missing; the price of a number may change later."""
-    cheap, dear = shop.numbers(1, price_micros=1), shop.numbers(1, price_micros=3_000_000_000)
-    carry_out(database, [order(shop, *dear, *cheap)])
+    cheap, dear = customer.numbers(1, price_micros=1), customer.numbers(1, price_micros=3_000_000_000)
+    carry_out(database, [order(customer, *dear, *cheap)])
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT number_count FROM orders")).all() == [(2,)]
         prices = connection.execute(text("SELECT number, price_micros FROM assignment")).all()
@@ -125,9 +130,11 @@ KEPT = text("""
 """)
 
 
-def test_every_field_of_an_order_is_kept(database, shop):
+def test_every_field_of_an_order_is_kept(database, customer):
     """A field that orders will have one day has to be read back here, or this fails."""
-    asked = keyed(order(shop, *shop.numbers(2), label="front desk", campaign_id=str(shop.campaign())))._replace(
+    asked = keyed(
+        order(customer, *customer.numbers(2), label="front desk", campaign_id=str(customer.campaign()))
+    )._replace(
         request_id="01M854FAVJYDMKM278BZA44H7P", inbound_url="https://a.example/in", status_url="https://a.example/st"
     )
     assert None not in asked
@@ -150,7 +157,12 @@ def test_every_field_of_an_order_is_kept(database, shop):
             idempotency=Idempotency(row.key, row.fingerprint),
         )
         assert kept == asked
-        assert row[4:8] == (placed.total_micros, placed.total_micros, placed.account.entry_no, shop.balance_micros())
+        assert row[4:8] == (
+            placed.total_micros,
+            placed.total_micros,
+            placed.account.entry_no,
+            customer.balance_micros(),
+        )
         assert (row.answer, row.created_at, row.remembered_at) == (answer_of(placed), placed.at, placed.at)
 
 
@@ -168,11 +180,11 @@ def default_isolation(database):
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(
-    database, shop, until_somebody_waits, default_isolation, isolation
+    database, customer, until_somebody_waits, default_isolation, isolation
 ):
     """The organization's row makes the order of the two. The key is read after it, whatever the database's default."""
     default_isolation(isolation)
-    waiting = order(shop, *shop.numbers(1))
+    waiting = order(customer, *customer.numbers(1))
     answer = []
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE organization SET revision = revision + 1"))
@@ -184,9 +196,9 @@ def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(
     assert codes(answer[0][0]) == ["UNAUTHORIZED"]
 
 
-def test_a_key_that_expired_while_its_sale_waited_is_refused(database, shop, until_somebody_waits):
+def test_a_key_that_expired_while_its_sale_waited_is_refused(database, customer, until_somebody_waits):
     """The time is that of the decision, not that of the transaction's beginning."""
-    waiting = order(shop, *shop.numbers(1))
+    waiting = order(customer, *customer.numbers(1))
     answer = []
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE organization SET revision = revision + 1"))
@@ -198,10 +210,10 @@ def test_a_key_that_expired_while_its_sale_waited_is_refused(database, shop, unt
     assert codes(answer[0][0]) == ["UNAUTHORIZED"]
 
 
-def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, shop, until_somebody_waits):
+def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, customer, until_somebody_waits):
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM organization FOR UPDATE"))
-        donor = threading.Thread(target=lambda: shop.credit(1))
+        donor = threading.Thread(target=lambda: customer.credit(1))
         donor.start()
         until_somebody_waits()
         sold_at = connection.execute(text("SELECT clock_timestamp()")).scalar()
@@ -211,12 +223,12 @@ def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, shop, until
     assert newest > sold_at
 
 
-def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, shop, until_somebody_waits):
-    (number,) = shop.numbers(1)
+def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, customer, until_somebody_waits):
+    (number,) = customer.numbers(1)
     answer = []
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR NO KEY UPDATE"))
-        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [order(shop, number)])))
+        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [order(customer, number)])))
         buyer.start()
         until_somebody_waits()
         connection.execute(text("UPDATE phone_number SET free_at = clock_timestamp() + interval '1 day'"))
@@ -242,23 +254,23 @@ def numbers_free_meanwhile(database, until_somebody_waits):
     return look
 
 
-def in_disorder(shop, count):
+def in_disorder(customer, count):
     """New numbers, sorted; and so that their rows are in another order, and the same in a third."""
-    numbers = sorted(random.Random(3).sample(shop.numbers(count // 2) + shop.numbers(count // 2), count))
+    numbers = sorted(random.Random(3).sample(customer.numbers(count // 2) + customer.numbers(count // 2), count))
     return numbers, random.Random(5).sample(numbers, count)
 
 
 @pytest.mark.parametrize("is_keyed", [False, True])
-def test_numbers_are_locked_in_order_whatever_the_request_says(database, shop, numbers_free_meanwhile, is_keyed):
+def test_numbers_are_locked_in_order_whatever_the_request_says(database, customer, numbers_free_meanwhile, is_keyed):
     """Or two orders of the same numbers would wait for each other."""
-    numbers, wanted = in_disorder(shop, 40)
-    asked = keyed(order(shop, *wanted)) if is_keyed else order(shop, *wanted)
+    numbers, wanted = in_disorder(customer, 40)
+    asked = keyed(order(customer, *wanted)) if is_keyed else order(customer, *wanted)
     patient = Limits(lock_seconds=20, statement_seconds=20)
     free = numbers_free_meanwhile(numbers[20], lambda: carry_out(database, [asked], limits=patient))
     assert free == set(numbers[21:])
 
 
-def test_an_import_locks_numbers_in_the_same_order(database, shop, numbers_free_meanwhile):
+def test_an_import_locks_numbers_in_the_same_order(database, customer, numbers_free_meanwhile):
     numbers = [f"+1415{i}" for i in random.Random(3).sample(range(2_000_000, 2_000_040), 40)]
     header, *rows = "number,number_type,sms_enabled,mms_enabled,price", *(f"{n},local,true,false,1" for n in numbers)
     import_csv(database.engine, [header, *rows])
@@ -269,47 +281,49 @@ def test_an_import_locks_numbers_in_the_same_order(database, shop, numbers_free_
 
 
 def test_organizations_are_locked_in_order_and_after_the_numbers(database, until_somebody_waits):
-    shops = sorted((Shop.open(database.engine) for _ in range(9)), key=lambda shop: shop.id)
-    numbers = shops[0].numbers(9)
-    batch = [order(shop, number) for shop, number in zip(random.Random(5).sample(shops, 9), numbers, strict=True)]
+    customers = sorted((Customer.open(database.engine) for _ in range(9)), key=lambda customer: customer.id)
+    numbers = customers[0].numbers(9)
+    batch = [
+        order(customer, number) for customer, number in zip(random.Random(5).sample(customers, 9), numbers, strict=True)
+    ]
     free = text("SELECT id FROM organization FOR UPDATE SKIP LOCKED")
     with database.engine.begin() as connection:
-        connection.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": shops[4].id})
+        connection.execute(text("SELECT FROM organization WHERE id = :id FOR UPDATE"), {"id": customers[4].id})
         patient = Limits(lock_seconds=20, statement_seconds=20)
         buyer = threading.Thread(target=lambda: carry_out(database, batch, limits=patient))
         buyer.start()
         until_somebody_waits()
         with database.engine.connect() as other:
-            assert set(other.execute(free).scalars()) == {shop.id for shop in shops[5:]}
+            assert set(other.execute(free).scalars()) == {customer.id for customer in customers[5:]}
             assert not other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).all()
     buyer.join()
 
 
-def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, shop):
-    (number,) = shop.numbers(1)
+def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, customer):
+    (number,) = customer.numbers(1)
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            carry_out(database, [order(shop, number)])
-    assert codes(carry_out(database, [order(shop, number)])[0]) == ["PLACED"]
+            carry_out(database, [order(customer, number)])
+    assert codes(carry_out(database, [order(customer, number)])[0]) == ["PLACED"]
 
 
 @pytest.mark.parametrize("table", ["phone_number", "organization"])
-def test_an_order_of_a_row_that_is_skipped_is_busy(database, shop, table):
+def test_an_order_of_a_row_that_is_skipped_is_busy(database, customer, table):
     """Nothing is known of it: neither that there is no such number, nor that its key is no good."""
-    waiting = order(shop, *shop.numbers(1))
+    waiting = order(customer, *customer.numbers(1))
     with database.engine.begin() as connection:
         connection.execute(text(f"SELECT FROM {table} FOR UPDATE"))
-        assert carry_out(database, [waiting], skip_locked=True) == [[Busy()]]
+        assert carry_out(database, [waiting], skip_locked=True) == [[Retry()]]
 
 
-def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, shop, until_somebody_waits):
+def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, customer, until_somebody_waits):
     """Its number was not locked, since there was an answer. That does not mean that there is no such number."""
-    answered, locked = shop.numbers(2)
-    batch = [keyed(order(shop, answered)), order(shop, locked)]
+    answered, locked = customer.numbers(2)
+    batch = [keyed(order(customer, answered)), order(customer, locked)]
     decisions = []
     with database.engine.begin() as connection:
-        connection.execute(text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', now()"), {"id": shop.id})
+        connection.execute(text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', now()"), {"id": customer.id})
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": locked})
         buyer = threading.Thread(target=lambda: decisions.extend(carry_out(database, batch)[0]))
@@ -318,13 +332,13 @@ def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, shop, un
         with database.engine.begin() as purge:
             purge.execute(text("DELETE FROM idempotency_key"))
     buyer.join()
-    assert decisions[0] == Busy()
+    assert decisions[0] == Retry()
     assert codes(decisions[1:]) == ["PLACED"]
 
 
-def test_a_write_without_an_answer_in_time_may_have_sold(database, shop, monkeypatch):
+def test_a_write_without_an_answer_in_time_may_have_sold(database, customer, monkeypatch):
     """The server process has it and stands still. Here it goes on when we have given up."""
-    (number,) = shop.numbers(1)
+    (number,) = customer.numbers(1)
     decide, frozen = orders.decide, []
 
     def freeze(batch, state):
@@ -338,7 +352,7 @@ def test_a_write_without_an_answer_in_time_may_have_sold(database, shop, monkeyp
         frozen.append(connection.backend_pid)
         try:
             async with connection.at_most(0.5):
-                await place(connection, [order(shop, number)], answer_of, LIMITS)
+                await place(connection, [order(customer, number)], answer_of, LIMITS)
         finally:
             await connection.close()
 
@@ -347,20 +361,20 @@ def test_a_write_without_an_answer_in_time_may_have_sold(database, shop, monkeyp
             asyncio.run(run())
     finally:
         os.kill(frozen[0], signal.SIGCONT)
-    wait_until(shop.owned)
+    wait_until(customer.owned)
 
 
-def test_a_connection_lost_before_the_write_leaves_nothing(database, shop, monkeypatch):
+def test_a_connection_lost_before_the_write_leaves_nothing(database, customer, monkeypatch):
     def cut(connection):
         monkeypatch.setattr(orders, "decide", lambda *args: (_end_backend(database, connection), [])[1])
 
     with pytest.raises(OutcomeUnknown) as lost:  # of a transaction without orders
-        carry_out(database, [order(shop, *shop.numbers(1))], meanwhile=cut)
+        carry_out(database, [order(customer, *customer.numbers(1))], meanwhile=cut)
     assert lost.value.placed == []
-    assert shop.owned() == set()
+    assert customer.owned() == set()
 
 
-def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, shop, monkeypatch):
+def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, customer, monkeypatch):
     decide = orders.decide
 
     def cut(connection):
@@ -371,7 +385,7 @@ def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, shop
         monkeypatch.setattr(orders, "decide", decide_and_cut)
 
     with pytest.raises(OutcomeUnknown):
-        carry_out(database, [order(shop, *shop.numbers(1))], meanwhile=cut)
+        carry_out(database, [order(customer, *customer.numbers(1))], meanwhile=cut)
 
 
 def _end_backend(database, connection):
@@ -382,8 +396,8 @@ def _end_backend(database, connection):
 # ---------------------------------------------------------------- the database's own guard
 
 
-def test_the_database_refuses_a_second_live_assignment_of_a_number(database, shop):
-    carry_out(database, [order(shop, *shop.numbers(1))])
+def test_the_database_refuses_a_second_live_assignment_of_a_number(database, customer):
+    carry_out(database, [order(customer, *customer.numbers(1))])
     again = (
         "INSERT INTO assignment SELECT organization_id, gen_random_uuid(), order_id, number, null, null, null, null,"
     )
@@ -391,7 +405,7 @@ def test_the_database_refuses_a_second_live_assignment_of_a_number(database, sho
         connection.execute(text(f"{again} created_at, updated_at FROM assignment"))
 
 
-def test_the_database_refuses_a_negative_balance(database, shop):
+def test_the_database_refuses_a_negative_balance(database, customer):
     with (
         pytest.raises(IntegrityError, match="organization_balance_not_negative"),
         database.engine.begin() as connection,
@@ -399,11 +413,11 @@ def test_the_database_refuses_a_negative_balance(database, shop):
         connection.execute(text("UPDATE organization SET balance_micros = -1"))
 
 
-def test_a_sale_that_the_database_refuses_leaves_nothing(database, shop, monkeypatch):
+def test_a_sale_that_the_database_refuses_leaves_nothing(database, customer, monkeypatch):
     """As if the decision had overlooked that a number is sold."""
-    (number,) = shop.numbers(1)
-    carry_out(database, [order(shop, number)])
-    before = shop.everything()
+    (number,) = customer.numbers(1)
+    carry_out(database, [order(customer, number)])
+    before = customer.everything()
     decide = orders.decide
 
     def careless(batch, state):
@@ -412,12 +426,14 @@ def test_a_sale_that_the_database_refuses_leaves_nothing(database, shop, monkeyp
 
     monkeypatch.setattr(orders, "decide", careless)
     with pytest.raises(psycopg.errors.UniqueViolation):
-        carry_out(database, [order(shop, number)])
-    assert shop.everything() == before
+        carry_out(database, [order(customer, number)])
+    assert customer.everything() == before
 
 
-def test_a_refusal_is_told_and_nothing_is_written(database, shop):
-    before = shop.everything()
-    (decisions,) = carry_out(database, [order(shop, "+999"), order(shop, *shop.numbers(1, price_micros=10**17))])
+def test_a_refusal_is_told_and_nothing_is_written(database, customer):
+    before = customer.everything()
+    (decisions,) = carry_out(
+        database, [order(customer, "+999"), order(customer, *customer.numbers(1, price_micros=10**17))]
+    )
     assert all(isinstance(decision, Refusal) for decision in decisions)
-    assert shop.everything() == before
+    assert customer.everything() == before

@@ -9,6 +9,7 @@ from server.config import Settings
 from server.store import idempotency
 from server.store.idempotency import purge
 
+HOUR_MS = 3_600_000
 REMEMBER = text(
     "INSERT INTO idempotency_key SELECT :id, 'k' || i, '', :id, 'x', now() - :hours * interval '1 hour'"
     " FROM generate_series(1, :count) i"
@@ -16,10 +17,10 @@ REMEMBER = text(
 
 
 @pytest.fixture
-def remember(database, shop):
+def remember(database, customer):
     """Answers so many hours old; afterwards none is left, since no order of theirs is there."""
 
-    def insert(count, hours, of=shop):
+    def insert(count, hours, of=customer):
         with database.engine.begin() as connection:
             connection.execute(REMEMBER, {"id": of.id, "hours": hours, "count": count})
 
@@ -37,17 +38,17 @@ def left(database):
         return connection.execute(text("SELECT count(*) FROM idempotency_key")).scalar()
 
 
-def test_what_is_older_than_a_day_is_forgotten(database, shop, remember):
+def test_what_is_older_than_a_day_is_forgotten(database, customer, remember):
     remember(3, 25)
-    remember(2, 23, of=shop.poor())
+    remember(2, 23, of=customer.poor())
     assert run(database) == 3
     assert left(database) == 2
 
 
-def test_the_hours_are_a_setting(database, remember):
+def test_how_long_responses_are_kept_is_a_setting(database, remember):
     remember(3, 25)
-    assert run(database, idempotency_hours=26) == 0
-    assert run(database, idempotency_hours=1) == 3
+    assert run(database, idempotency_ms=26 * HOUR_MS) == 0
+    assert run(database, idempotency_ms=HOUR_MS) == 3
 
 
 def test_it_goes_in_steps_to_the_end(database, remember, monkeypatch):

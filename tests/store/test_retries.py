@@ -13,8 +13,8 @@ from server.store.orders import OutcomeUnknown
 from tests.store.test_batching import order, outcome, run
 
 
-def buy(batcher, shop, number, timeout_seconds=10.0):
-    return outcome(batcher, order(shop.id, number, api_key_id=shop.key_id), timeout_seconds)
+def buy(batcher, customer, number, timeout_seconds=10.0):
+    return outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), timeout_seconds)
 
 
 # ---------------------------------------------------------------- another transaction was in the way
@@ -42,12 +42,12 @@ DEADLOCK, SERIALIZATION = "40P01", "40001"
 
 
 @pytest.mark.parametrize("sqlstate", [DEADLOCK, SERIALIZATION])
-def test_a_batch_that_was_in_a_deadlock_is_run_again_as_a_whole(database, shop, fail, sqlstate):
-    numbers = shop.numbers(5)
+def test_a_batch_that_was_in_a_deadlock_is_run_again_as_a_whole(database, customer, fail, sqlstate):
+    numbers = customer.numbers(5)
     fail(sqlstate, 2)
 
     async def work(batcher):
-        return await asyncio.gather(*(buy(batcher, shop, number) for number in numbers))
+        return await asyncio.gather(*(buy(batcher, customer, number) for number in numbers))
 
     assert run(database.url, work) == ["PLACED"] * 5
     with database.engine.connect() as connection:
@@ -55,10 +55,10 @@ def test_a_batch_that_was_in_a_deadlock_is_run_again_as_a_whole(database, shop, 
 
 
 @pytest.mark.parametrize("sqlstate", [DEADLOCK, SERIALIZATION])
-def test_an_order_that_is_in_deadlocks_again_and_again_is_placed_at_last(database, shop, fail, sqlstate):
-    (number,) = shop.numbers(1)
+def test_an_order_that_is_in_deadlocks_again_and_again_is_placed_at_last(database, customer, fail, sqlstate):
+    (number,) = customer.numbers(1)
     fail(sqlstate, 8)  # more often than a batch is tried
-    assert run(database.url, lambda batcher: buy(batcher, shop, number)) == "PLACED"
+    assert run(database.url, lambda batcher: buy(batcher, customer, number)) == "PLACED"
 
 
 # ---------------------------------------------------------------- an unknown outcome that stays unknown
@@ -106,8 +106,8 @@ def lock_numbers(database):
 
 
 @pytest.mark.parametrize("trouble", ["go_away", "break_down", "lock_numbers"])
-def test_an_order_of_unknown_outcome_is_not_called_undone_whatever_follows(request, database, shop, lose, trouble):
+def test_an_order_of_unknown_outcome_is_not_called_undone_whatever_follows(request, database, customer, lose, trouble):
     """Whoever heard 503 or INTERNAL would order again, and might pay twice."""
-    (number,) = shop.numbers(1)
+    (number,) = customer.numbers(1)
     lose(request.getfixturevalue(trouble))
-    assert run(database.url, lambda batcher: buy(batcher, shop, number, 2.0)) is Code.TIMEOUT
+    assert run(database.url, lambda batcher: buy(batcher, customer, number, 2.0)) is Code.TIMEOUT

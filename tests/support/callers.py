@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from ordernumbers.v1.errors_pb2 import ErrorResponse
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
-from server.errors import TABLE, Code
+from server.errors import ERRORS, Code
 
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 METHOD = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
@@ -100,15 +100,15 @@ def _refusal(error: Any) -> Answer:
     info, *retry, response = status.details
     envelope = ErrorResponse()
     assert response.Unpack(envelope)
-    meaning = TABLE[Code(envelope.error.code)]
+    spec = ERRORS[Code(envelope.error.code)]
     assert info.TypeName() == "google.rpc.ErrorInfo"
     assert envelope.error.code.encode() in info.value
-    assert error.code().name == meaning.grpc_status
+    assert error.code().name == spec.grpc_status
     assert error.details() == status.message == envelope.error.message
     headers = _headers(error)
-    assert [detail.TypeName() for detail in retry] == ["google.rpc.RetryInfo"] * bool(meaning.retry_seconds)
+    assert [detail.TypeName() for detail in retry] == ["google.rpc.RetryInfo"] * bool(spec.retry_seconds)
     raw = envelope.SerializeToString()
-    return Answer(meaning.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
+    return Answer(spec.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
 
 
 def _headers(call: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ _next = itertools.count(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * 
 
 
 @dataclass(frozen=True)
-class Shop:
+class Customer:
     """An organization and one key of it that may do everything."""
 
     engine: Engine
@@ -28,15 +28,15 @@ class Shop:
     key_id: UUID
 
     @classmethod
-    def open(cls, engine: Engine, credit_micros: int = CREDIT_MICROS) -> "Shop":
+    def open(cls, engine: Engine, credit_micros: int = CREDIT_MICROS) -> "Customer":
         with engine.begin() as connection:
-            id_ = admin.create_organization(connection, "A shop", credit_micros)
+            id_ = admin.create_organization(connection, "A customer", credit_micros)
             key = admin.create_key(connection, id_, keys.SCOPES)
         return cls(engine, id_, key.key, key.id)
 
-    def poor(self) -> "Shop":
+    def poor(self) -> "Customer":
         """Another organization, without credit."""
-        return Shop.open(self.engine, credit_micros=0)
+        return Customer.open(self.engine, credit_micros=0)
 
     # ---------------------------------------------------------------- what it is given
 

@@ -12,10 +12,10 @@ BUYERS = 8
 class Load:
     """Buyers who order numbers over REST, each its own, until there are none left or nobody answers any more."""
 
-    def __init__(self, rest_url, shop, numbers=3000):
+    def __init__(self, rest_url, customer, numbers=3000):
         self.url = rest_url
-        self.key = shop.key
-        self.numbers = shop.numbers(numbers)
+        self.key = customer.key
+        self.numbers = customer.numbers(numbers)
         self.sold = []
         self.refused = []  # the answers that are no sale
         self.enough = threading.Event()

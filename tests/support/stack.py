@@ -45,7 +45,7 @@ def local_settings(data_dir: Path, **settings) -> Settings:
     workers = settings.setdefault("workers", 2)
     first = free_ports(1 + workers)
     ports = {"rest_port": first, "grpc_port": first + 1}
-    return Settings(**{"data_dir": data_dir, "database_url": None, "drain_seconds": 1, **ports, **settings})
+    return Settings(**{"data_dir": data_dir, "database_url": None, "drain_ms": 1000, **ports, **settings})
 
 
 def wait_until(happened: Callable[[], Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.config import settings
-from server.errors import BadInput
+from server.errors import OperatorError
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def told(monkeypatch):
 @pytest.fixture
 def refusal(told):
     def read(**environment):
-        with pytest.raises(BadInput) as refused:
+        with pytest.raises(OperatorError) as refused:
             told(**environment)
         return str(refused.value)
 
@@ -76,10 +76,10 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("BATCH_NUMBERS_MAX", "99"),
         ("QUEUE_ORDERS_MAX", "0"),
         ("RATE_LIMIT_PER_KEY", "0"),
-        ("KEY_CACHE_SECONDS", "2.1"),
-        ("DEADLINE_SECONDS_MAX", "0"),
-        ("DEADLINE_SECONDS_MAX", "nan"),
-        ("DRAIN_SECONDS", "-1"),
+        ("KEY_CACHE_MS", "2001"),
+        ("DEADLINE_MAX_MS", "0"),
+        ("DEADLINE_MAX_MS", "nan"),
+        ("DRAIN_MS", "-1"),
         ("LOCK_TIMEOUT_MS", "0.5"),
         ("EDGE_REFLECTION", "maybe"),
     ],
@@ -126,12 +126,12 @@ BARE_PASSWORDS = [
 @pytest.mark.parametrize("password", BARE_PASSWORDS)
 def test_a_url_that_libpq_would_misread_is_refused_without_its_password(refusal, password):
     assert refusal(DATABASE_URL=f"postgresql://someone:{password}@127.0.0.1:1/numbers") == (
-        "DATABASE_URL: is not a URL that PostgreSQL understands; in user and password an @ is written %40, / %2F, % %25"
+        "DATABASE_URL: is not a URL that PostgreSQL understands. In user and password write @ as %40, / as %2F, % as %25"
     )
 
 
 def test_an_unknown_variable_is_refused(refusal):
-    assert refusal(REST_PROT="8081").startswith("ORDERNUMBERS_REST_PROT is not a setting; the settings are ")
+    assert refusal(REST_PROT="8081").startswith("ORDERNUMBERS_REST_PROT is not a setting. The settings are ")
     assert refusal(DATABASE_URL_="x").startswith("ORDERNUMBERS_DATABASE_URL_ is not a setting")
 
 
@@ -146,6 +146,6 @@ def test_a_certificate_needs_its_key(told, refusal, tmp_path):
 
 
 def test_no_two_ports_are_the_same(refusal):
-    assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and end at 65535")
+    assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and be at most 65535")
     assert refusal(REST_PORT="50051").startswith("the ports must differ")
-    assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and end at 65535")
+    assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and be at most 65535")

@@ -9,7 +9,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from ordernumbers.v1 import errors_pb2
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
-from server.errors import AT_THE_EDGE, TABLE, Code
+from server.errors import AT_THE_EDGE, ERRORS, Code
 from server.keys import SCOPES
 from server.rpc.auth import required_scope
 from server.rpc.server import SERVICE
@@ -88,11 +88,11 @@ def test_the_decision_knows_neither_grpc_nor_sql():
 
 
 def test_every_code_has_its_meaning():
-    assert set(TABLE) == set(Code)
+    assert set(ERRORS) == set(Code)
 
 
 def test_the_edge_finds_each_of_its_errors_by_the_status():
-    statuses = [TABLE[code].http_status for code in AT_THE_EDGE]
+    statuses = [ERRORS[code].http_status for code in AT_THE_EDGE]
     assert len(set(statuses)) == len(statuses)
 
 

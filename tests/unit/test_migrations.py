@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, text
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.store import migrations
 from server.store.engine import admin_engine
 from server.store.tables import metadata
@@ -121,7 +121,7 @@ def test_an_upgrade_that_never_gets_its_turn_changes_nothing_and_says_why(empty_
     before = schema(empty_url)
     with engine.connect() as long_one:
         long_one.execute(text("SELECT FROM assignment"))  # the last table that the upgrade comes to
-        with pytest.raises(BadInput, match="nothing was changed"):
+        with pytest.raises(OperatorError, match="nothing was changed"):
             migrations.upgrade(engine)
     assert schema(empty_url) == before
 
@@ -147,14 +147,14 @@ def test_any_other_newer_schema_is_refused_with_what_to_do(database, oldest):
         f"after {migrations.newest()}; run a newer version"
     )
     for refused in (migrations.require, migrations.upgrade):
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(OperatorError, match=sentence):
             refused(database.engine)
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded(empty_url):
     engine = admin_engine(empty_url)
     upgrade_to(engine, "0002")
-    with pytest.raises(BadInput, match="run `ordernumbers db upgrade`"):
+    with pytest.raises(OperatorError, match="run `ordernumbers db upgrade`"):
         migrations.require(engine)
     migrations.upgrade(engine)
     migrations.require(engine)
@@ -167,7 +167,9 @@ def test_a_database_that_is_not_utf_8_is_refused_with_what_to_do(postgres, encod
         postgres, f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0"
     )
     engine = admin_engine(postgres.url(name))
-    with pytest.raises(BadInput, match=f"the database's encoding is {encoding}, and it must be UTF8: make another one"):
+    with pytest.raises(
+        OperatorError, match=f"the database's encoding is {encoding}, and it must be UTF8: make another one"
+    ):
         migrations.upgrade(engine)
     assert migrations.current(engine) is None
     _execute(postgres, f"DROP DATABASE {name}")

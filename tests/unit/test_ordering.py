@@ -12,16 +12,16 @@ from server.errors import Code, Refusal
 from server.rules.ordering import decide
 from server.rules.values import (
     Account,
-    Busy,
     Campaign,
     Idempotency,
     Key,
     Number,
     Order,
     Placed,
-    Remembered,
     Replayed,
+    Retry,
     State,
+    StoredResponse,
 )
 
 NOW = datetime(2026, 4, 26, 12, tzinfo=UTC)
@@ -217,7 +217,7 @@ def keyed(*numbers, key="k", asked=b"this", **more):
 
 
 def remembering(**changes):
-    return state(remembered={(ORGANIZATION, "k"): Remembered(b"this", b"answer")}, **changes)
+    return state(stored={(ORGANIZATION, "k"): StoredResponse(b"this", b"answer")}, **changes)
 
 
 def test_what_was_answered_under_a_key_is_answered_again_and_takes_nothing():
@@ -250,7 +250,7 @@ def test_a_replay_needs_a_key_that_is_valid_now():
 def test_of_two_orders_under_one_key_the_second_waits_for_the_firsts_answer(asked):
     first, second, third = decide([keyed(), keyed(NUMBERS[1], asked=asked), keyed(NUMBERS[1], key="j")], state())
     assert isinstance(first, Placed)
-    assert second == Busy()
+    assert second == Retry()
     assert isinstance(third, Placed)
 
 
@@ -265,7 +265,7 @@ def test_of_busy_rows_nothing_is_decided():
     busy = state(numbers=numbers, busy=frozenset({NUMBERS[0], OTHER}))
     orders = [order(NUMBERS[0], NUMBERS[1]), order(NUMBERS[1], organization_id=OTHER), order(NUMBERS[1])]
     first, second, third = decide(orders, busy)
-    assert (first, second) == (Busy(), Busy())
+    assert (first, second) == (Retry(), Retry())
     assert isinstance(third, Placed)
 
 

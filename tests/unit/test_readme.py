@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from server.config import PREFIX, Settings
-from server.errors import TABLE
+from server.errors import ERRORS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -20,5 +20,5 @@ def test_every_setting_is_told_with_its_default_and_meaning():
 
 
 def test_every_error_is_told_with_its_statuses():
-    for code, meaning in TABLE.items():
-        assert f"| {meaning.http_status} | `{meaning.grpc_status}` | `{code}` | " in README
+    for code, spec in ERRORS.items():
+        assert f"| {spec.http_status} | `{spec.grpc_status}` | `{code}` | " in README

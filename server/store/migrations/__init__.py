@@ -15,7 +15,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from server.errors import BadInput
+from server.errors import OperatorError
 
 ONE_AT_A_TIME = 6_733_663  # the advisory lock that two upgrades contend for
 LOCK_TIMEOUT_MS = 300
@@ -52,27 +52,27 @@ def current(engine: Engine) -> str | None:
 
 
 def require(engine: Engine) -> None:
-    """Raises BadInput with what to do, unless this version can run on the database's schema as it is now.
+    """Raises OperatorError with what to do, unless this version can run on the database's schema as it is now.
 
     A newer schema is one it can run on if that says so: by the oldest revision whose code may.
     """
     with engine.connect() as connection:
         revision = _current(connection)
         if revision is None or (revision != newest() and _is_known(revision)):
-            raise BadInput(MIGRATE)
+            raise OperatorError(MIGRATE)
         if not _is_known(revision) and not _is_known(_oldest(connection)):
-            raise BadInput(NEWER.format(current=revision, newest=newest()))
+            raise OperatorError(NEWER.format(current=revision, newest=newest()))
 
 
 def upgrade(engine: Engine) -> None:
     """Apply what is missing, in one transaction: it happens wholly or not at all.
 
-    Raises BadInput when the database is newer than this code, is not UTF8, or is in use for too long.
+    Raises OperatorError when the database is newer than this code, is not UTF8, or is in use for too long.
     """
     deadline = time.monotonic() + UPGRADE_SECONDS_MAX
     while not _is_upgraded(engine):
         if time.monotonic() > deadline:
-            raise BadInput(IN_USE)
+            raise OperatorError(IN_USE)
         time.sleep(PAUSE_SECONDS)
 
 
@@ -91,12 +91,12 @@ def _is_upgraded(engine: Engine) -> bool:
 def _upgrade(connection: Connection) -> None:
     encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
     if encoding != "UTF8":
-        raise BadInput(NOT_UTF8.format(encoding=encoding))
+        raise OperatorError(NOT_UTF8.format(encoding=encoding))
     connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ONE_AT_A_TIME})
     revision = _current(connection)
     if revision is not None and not _is_known(revision):
-        raise BadInput(NEWER.format(current=revision, newest=newest()))
+        raise OperatorError(NEWER.format(current=revision, newest=newest()))
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
