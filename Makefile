@@ -1,45 +1,54 @@
-# `make` lists the targets. Everything runs in .venv, made here from requirements.txt with nothing but Python >= 3.11.
+# `make` lists the targets. Everything runs in .venv. It is made here from requirements.txt and needs only Python >= 3.11.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GENERATED := gen docs/settings.md
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-mutants test-versions bench gen lint check-gen pins clean
+.PHONY: help run test test-fast check fmt test-faults test-mutants test-versions bench gen lint check-gen pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(READY) ## everything on this machine: PostgreSQL, servers, Envoy, a demo organization
+run: $(READY) ## run everything on this machine: PostgreSQL, servers, Envoy, a demo organization
 	@exec $(BIN)/ordernumbers up
 
-test: $(READY) ## the whole test suite on real PostgreSQL and real Envoy
+test: $(READY) ## run the whole test suite on real PostgreSQL and real Envoy
 	$(RUN) pytest -n 4
 
-test-faults: $(READY) ## the fault suite in its full form: hundreds of kills, tens of thousands of requests
+test-fast: $(READY) ## run the tests that need no PostgreSQL, in under a minute
+	$(RUN) pytest tests/unit
+
+check: lint check-gen test ## run what CI runs: lint, check-gen and all tests
+
+fmt: $(READY) ## format the code, and fix what ruff can fix
+	$(RUN) ruff check --fix --exit-zero && $(RUN) ruff format
+
+test-faults: $(READY) ## run the full form of the fault suite: hundreds of kills, half an hour
 	$(RUN) pytest -n 3 tests/faults --full
 
-test-mutants: $(READY) ## break the code in known ways, and see that a test notices each
+test-mutants: $(READY) ## break the code in known ways, and show that a test notices each
 	$(RUN) python -m tests.mutants
 
-test-versions: $(READY) ## store, concurrency and fault tests on PostgreSQL 14 to 18 and with Python 3.11 to 3.13
+test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 14 to 18 and Python 3.11 to 3.13
 	$(RUN) python -m tests.versions
 
-bench: $(READY) ## orders against PostgreSQL's own benchmark, a quarter of an hour; QUICK=1: 2 minutes
+bench: $(READY) ## measure orders against PostgreSQL's own benchmark, in 15 minutes (QUICK=1: in 2)
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
 
-gen: $(READY) ## regenerate gen/ from protos/
-	$(RUN) python protos/generate.py
+gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from server/config.py
+	$(RUN) python protos/generate.py && $(RUN) python docs/generate.py
 
-check-gen: $(READY) ## fail when gen/ is not what protos/ says
-	$(RUN) python protos/generate.py && git diff --exit-code -- gen && test -z "$$(git status --porcelain -- gen)"
+check-gen: gen ## fail if a generated file is not up to date
+	git diff --exit-code -- $(GENERATED) && test -z "$$(git status --porcelain -- $(GENERATED))"
 
-lint: $(READY) ## ruff, mypy, buf lint, squawk
-	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py
+lint: $(READY) ## run ruff, mypy, buf lint and squawk
+	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py docs/generate.py
 	$(RUN) python protos/generate.py --image $(VENV)/image.binpb && $(RUN) buf lint $(VENV)/image.binpb --path ordernumbers
 	$(RUN) squawk server/store/migrations/versions/*.sql
 
-pins: $(READY) ## resolve requirements.txt anew from pyproject.toml
+pins: $(READY) ## resolve requirements.txt from pyproject.toml again
 	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --all-extras --upgrade pyproject.toml -o requirements.txt
 

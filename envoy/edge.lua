@@ -1,38 +1,38 @@
--- The REST edge: makes of the transcoder's lenient JSON, and of every failure, what the contract says. It is the first
--- filter, so the first to see a request and the last to see its answer, also one that Envoy makes before any filter. Of
--- native gRPC it reads headers alone.
-local is_json_of = require("json")
-local ROUTES = require("rest")               -- generated from the protos: paths, methods, shapes of body and query
-local ERRORS = require("errors")             -- generated from the table of errors: what the edge answers by itself
-local NS = "ordernumbers.edge"               -- dynamic metadata: the request's id; for REST, details of a refusal
+-- The edge's script. It checks requests more strictly than Envoy does, and gives every error the form of the contract.
+-- Its filter is the first. So it sees a request before all others, and a response after all others. It also sees the
+-- responses that Envoy makes before any filter runs. Of a native gRPC call it reads only the headers and trailers.
+local check_json = require("json")
+local ROUTES = require("rest")               -- generated from protos/
+local ERRORS = require("errors")             -- generated from server/errors.py
+local NAMESPACE = "ordernumbers.edge"        -- of our dynamic metadata, which later filters and the access log read
 local HEADERS_BYTES_MAX, HEADERS_MAX = 16384, 100
 
--- Answered by Envoy itself, from what it knows of the servers.
+-- Envoy itself responds here, from its health checks of the servers.
 ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
 
--- What the access log calls a route: never what a caller wrote, which could be a key.
-local NAMED = {}
+-- The access log has the name of a route, not the path that the caller sent. That path could contain a key.
+local ROUTE_BY_NAME = {}
 for _, route in ipairs(ROUTES) do
   route.name = route.path:gsub("%[%^/%]%+", "*"):gsub("[%^$%%]", "")
-  NAMED[route.name] = route
+  ROUTE_BY_NAME[route.name] = route
 end
 
-local function remember(h, key, value)
-  if value then h:streamInfo():dynamicMetadata():set(NS, key, value) end
+local function store(h, key, value)
+  if value then h:streamInfo():dynamicMetadata():set(NAMESPACE, key, value) end
 end
 
-local function remove(headers, unwanted)     -- in two steps: headers cannot change while they are walked
-  local names = {}
+local function remove_headers(headers, is_unwanted)
+  local names = {}                           -- headers cannot be removed while a loop reads them
   for name in pairs(headers) do
-    if unwanted(name) then names[#names + 1] = name end
+    if is_unwanted(name) then names[#names + 1] = name end
   end
   for _, name in ipairs(names) do headers:remove(name) end
 end
 
--- ---------------------------------------------------------------- the request
+-- ---------------------------------------------------------------- the headers of a request
 
--- A ULID from Envoy's own UUIDv4: the time, then five random bits of each of its bytes. (math.random would start
--- alike in every worker.)
+-- A ULID: the time, then five bits of each random byte of Envoy's UUIDv4. (math.random would return the same numbers in
+-- every worker thread.)
 local BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 local function ulid(ms, uuid)
   local id = {}
@@ -42,222 +42,232 @@ local function ulid(ms, uuid)
   return table.concat(id)
 end
 
-local function identify(h, headers)
+local function set_request_id(h, headers)
   local id = ulid(h:timestamp(), headers:get("x-request-id"))
   headers:replace("x-request-id", id)
-  remember(h, "id", id)
+  store(h, "id", id)
 end
 
--- All headers by name, in one walk: each call into Envoy costs more than all that is done with its answer. A name that
--- comes more than once has its values joined by commas.
-local function read(headers)
-  local said, bytes, count = {}, 0, 0
+-- Returns all headers by name, and whether they are too large. It reads them in one loop, because each call into Envoy
+-- costs more than all of our work on its result. If a name has several values, they are joined by commas.
+local function read_headers(headers)
+  local values, bytes, count = {}, 0, 0
   for name, value in pairs(headers) do
     bytes, count = bytes + #name + #value, count + 1
-    said[name] = said[name] and said[name] .. "," .. value or value
+    values[name] = values[name] and values[name] .. "," .. value or value
   end
-  return said, bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX
+  return values, bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX
 end
 
--- One spelling of one key: "bearer  x" must not have a rate limit of its own beside that of "Bearer x".
-local function tidy_key(headers, said)
-  local scheme, blanks, key = (said["authorization"] or ""):match("^(%a+)( +)([^ ,]+)$")
+-- Each key gets one spelling. Otherwise "bearer  x" would have a rate limit of its own beside that of "Bearer x".
+local function normalize_key(headers, values)
+  local scheme, blanks, key = (values["authorization"] or ""):match("^(%a+)( +)([^ ,]+)$")
   if not scheme or scheme:lower() ~= "bearer" then return end
   if scheme ~= "Bearer" or blanks ~= " " then headers:replace("authorization", "Bearer " .. key) end
 end
 
--- The headers that become gRPC metadata. A client's own grpc-timeout, grpc-encoding or bad *-bin would break the call.
-local KEPT = { ["authorization"] = true, ["content-type"] = true, ["content-length"] = true, ["idempotency-key"] = true,
-  ["transfer-encoding"] = true, ["user-agent"] = true, ["x-forwarded-for"] = true, ["x-forwarded-proto"] = true,
-  ["x-request-id"] = true }
-local function is_kept(name) return name:sub(1, 1) == ":" or KEPT[name] end
-local function any() return true end
+-- Over REST, only these headers become gRPC metadata. A client's own grpc-timeout, grpc-encoding or malformed *-bin
+-- would break the call.
+local FORWARDED = { ["authorization"] = true, ["content-type"] = true, ["content-length"] = true,
+  ["idempotency-key"] = true, ["transfer-encoding"] = true, ["user-agent"] = true, ["x-forwarded-for"] = true,
+  ["x-forwarded-proto"] = true, ["x-request-id"] = true }
+local function is_forwarded(name) return name:sub(1, 1) == ":" or FORWARDED[name] end
+local function is_any() return true end
 
--- What is wrong with headers or trailers. Control characters have no place in HTTP (RFC 9110, 5.5). What becomes gRPC
--- metadata must be printable ASCII: gRPC's own log repeats what is not UTF-8, be it a key.
-local function fault_of_headers(said, are_too_large, is_metadata)
-  for name, value in pairs(said) do
+-- Control characters are not allowed in HTTP (RFC 9110, section 5.5). gRPC metadata must be printable ASCII. gRPC would
+-- write a value that is not UTF-8 into its own log, and that value could be a key.
+local function error_of_headers(values, are_too_large, is_metadata)
+  for name, value in pairs(values) do
     if value:find(is_metadata(name) and "[^ -~]" or "[%z\1-\8\10-\31\127]") then return "400" end
   end
   if are_too_large then return "431" end
 end
 
--- Envoy joins the Host headers that a request has, and the :authority of HTTP/2 (RFC 9112, 3.2; RFC 9113, 8.3.1).
-local function has_one_host(said) return not said[":authority"]:find(",", 1, true) end
+-- Envoy joins all Host headers of a request with the :authority of HTTP/2 (RFC 9112, section 3.2; RFC 9113, 8.3.1).
+local function has_one_host(values) return not values[":authority"]:find(",", 1, true) end
 
-local function split(target) return (target or ""):match("^([^?]*)%??(.*)$") end
+local function split_target(target) return (target or ""):match("^([^?]*)%??(.*)$") end
 
-local function route_of(path)
+local function find_route(path)
   for _, route in ipairs(ROUTES) do
     if path:find(route.path) then return route end
   end
 end
 
-local function is_grpc(content) return content == "application/grpc" or content:find("^application/grpc%+") ~= nil end
-
-local function is_json(content)
-  content = content:lower()
-  return content:find("^application/json%s*$") or content:find("^application/json%s*;")
+local function is_grpc(media_type)
+  return media_type == "application/grpc" or media_type:find("^application/grpc%+") ~= nil
 end
 
-local function named(name, rule)             -- details of a refusal, if the name is fit to be repeated
+local function is_json(media_type)
+  media_type = media_type:lower()
+  return media_type:find("^application/json%s*$") or media_type:find("^application/json%s*;")
+end
+
+-- Returns the details of a refusal: a member or parameter with its rule. The name comes from the caller. So the
+-- response repeats it only if it is short and plain.
+local function details_of(name, rule)
   if name and #name <= 64 and name:find("^[%w_.%[%]-]+$") then
     return { details = ('{"%s":"%s"}'):format(name, rule) }
   end
 end
 
-local function fault_of_trailers(h)
-  local trailers = h:trailers()
-  if not trailers then return end
-  local said, are_too_large = read(trailers)
-  for name in pairs(said) do trailers:remove(name) end        -- they mean nothing to a server
-  return fault_of_headers(said, are_too_large, any)
-end
-
--- What is wrong with a REST request: an HTTP status and more about it; nil if nothing is.
-local function fault_of_rest(headers, said, route, path, query)
-  if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- no slash may hide
+-- The functions error_of_… return nil, or the HTTP status of an error and sometimes more about it.
+local function error_of_rest(headers, values, route, path, query)
+  if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- an escaped slash could hide a segment
   if not route then return "404" end
-  local takes = route[said[":method"]]
+  local takes = route[values[":method"]]
   if not takes then return "405", { allow = route.allow } end
   for pair in query:gmatch("[^&]+") do
     local name = pair:match("^[^=]*")
-    if not (takes.query and takes.query[name]) then return "400", named(name, "unknown parameter") end
+    if not (takes.query and takes.query[name]) then return "400", details_of(name, "unknown parameter") end
   end
-  local content = said["content-type"] or ""
-  if is_grpc(content) or takes.body and not is_json(content) then return "415" end
-  for name in pairs(said) do
-    if not is_kept(name) then headers:remove(name) end
+  local media_type = values["content-type"] or ""
+  if is_grpc(media_type) or takes.body and not is_json(media_type) then return "415" end
+  for name in pairs(values) do
+    if not is_forwarded(name) then headers:remove(name) end
   end
 end
 
-local function fault_of_grpc(said)
-  if said[":method"] ~= "POST" then return "405" end
-  if said["te"] ~= "trailers" then return "400" end    -- a proxy on the way may drop the status
+local function error_of_grpc(values)
+  if values[":method"] ~= "POST" then return "405" end
+  if values["te"] ~= "trailers" then return "400" end    -- without it, a proxy in between may drop the status
 end
 
-local function check(h)
+local function check_headers(h)
   local headers = h:headers()
-  identify(h, headers)
-  local said, are_too_large = read(headers)
-  tidy_key(headers, said)
-  local path, query = split(said[":path"])
-  local route = route_of(path)
-  local grpc = not route and is_grpc(said["content-type"] or "")
+  set_request_id(h, headers)
+  local values, are_too_large = read_headers(headers)
+  normalize_key(headers, values)
+  local path, query = split_target(values[":path"])
+  local route = find_route(path)
+  local grpc = not route and is_grpc(values["content-type"] or "")
   local rest = not grpc or h:streamInfo():protocol() ~= "HTTP/2"
-  remember(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$"))
-  remember(h, "grpc", grpc)
-  remember(h, "rest", rest)
-  remember(h, "head", said[":method"] == "HEAD")
-  local fault = fault_of_headers(said, are_too_large, grpc and any or is_kept) or not has_one_host(said) and "400"
-  if fault then return fault end
+  store(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$"))
+  store(h, "grpc", grpc)
+  store(h, "rest", rest)
+  store(h, "head", values[":method"] == "HEAD")
+  local status = error_of_headers(values, are_too_large, grpc and is_any or is_forwarded)
+  if status then return status end
+  if not has_one_host(values) then return "400" end
   if grpc and rest then return "426" end     -- its status would be in trailers, which Envoy drops on HTTP/1.1
-  if grpc then return fault_of_grpc(said) end
-  return fault_of_rest(headers, said, route, path, query)
+  if grpc then return error_of_grpc(values) end
+  return error_of_rest(headers, values, route, path, query)
 end
 
--- A gRPC message is sent on whole: no server waits for the rest of it, and none has begun what was cut off.
-local function fault_of_grpc_body(h)
+-- ---------------------------------------------------------------- the body of a request
+
+local function error_of_trailers(h)
+  local trailers = h:trailers()
+  if not trailers then return end
+  local values, are_too_large = read_headers(trailers)
+  for name in pairs(values) do trailers:remove(name) end      -- the servers do not use trailers
+  return error_of_headers(values, are_too_large, is_any)
+end
+
+-- body() waits for the whole message. So no server waits for the rest of one, and none starts a call that is cut off.
+local function error_of_grpc_body(h)
   local is_ours = h:headers():get(":path"):find("^/ordernumbers%.v1%.")
-  if is_ours and h:body() then return fault_of_trailers(h) end
+  if is_ours and h:body() then return error_of_trailers(h) end
 end
 
-local function fault_of_rest_body(h, route)
+local function error_of_rest_body(h, route)
   local takes = route[h:headers():get(":method")]
   if not takes.body then return end
-  local body = h:body(true)                  -- more than the listener's buffer limit: Envoy answers 413
-  local ok, name, rule = is_json_of(body:getBytes(0, body:length()), takes.body)
-  if not ok then return "400", named(name, rule) end
-  return fault_of_trailers(h)
+  local body = h:body(true)                  -- Envoy responds 413 to a body above the listener's buffer limit
+  local ok, name, rule = check_json(body:getBytes(0, body:length()), takes.body)
+  if not ok then return "400", details_of(name, rule) end
+  return error_of_trailers(h)
 end
 
--- Behind the rate limit, since it is most of the work.
 local function check_body(h)
-  local meta = h:streamInfo():dynamicMetadata():get(NS)
+  local meta = h:streamInfo():dynamicMetadata():get(NAMESPACE)
   if not meta then return end
-  if meta.rest then return fault_of_rest_body(h, NAMED[meta.path]) end
-  return fault_of_grpc_body(h)
+  if meta.rest then return error_of_rest_body(h, ROUTE_BY_NAME[meta.path]) end
+  return error_of_grpc_body(h)
 end
 
-local function answer_if(h, refuses)
-  local ok, status, more = pcall(refuses, h) -- when a script fails Envoy lets the request through: here it must not
+local function respond_if_refused(h, check)
+  local ok, status, more = pcall(check, h)   -- after an error in a script Envoy would forward the request
   if not ok then
     h:logErr(status)
     status, more = "500", nil
   end
   if not status then return end
   more = more or {}
-  remember(h, "status", status)              -- should it claim to be gRPC, Envoy will answer it 200
-  remember(h, "details", more.details)
+  store(h, "status", status)                 -- Envoy changes the status to 200 if the request's content-type is gRPC's
+  store(h, "details", more.details)
   h:respond({ [":status"] = status, allow = more.allow }, "")
 end
 
-function envoy_on_request(h) answer_if(h, check) end
+function envoy_on_request(h) respond_if_refused(h, check_headers) end
 
--- ----------------------------------------------------------------- the answer
+-- ---------------------------------------------------------------- the response
 
-local OURS = '{"@type":"type.googleapis.com/ordernumbers.v1.ErrorResponse",'   -- the last of the transcoder's details
+-- The transcoder's details end with our ErrorResponse.
+local OURS = '{"@type":"type.googleapis.com/ordernumbers.v1.ErrorResponse",'
 
--- An answer without our ErrorResponse: Envoy's own, or that of a server that broke. What is not listed is INTERNAL.
-local function envelope(status, meta)
+-- Returns the body for an error without an ErrorResponse. Envoy made the error, or a server failed to respond properly.
+local function error_body(status, meta)
   local error = ERRORS[status]
   local details = meta.details and ',"details":' .. meta.details or ""
   return ('{"success":false,"error":{"code":"%s","message":"%s","request_id":"%s"%s}}')
     :format(error.code, error.message, meta.id, details)
 end
 
-local function unwrap(text)
+local function error_response_in(text)
   local _, at = text:find(OURS, 1, true)
   return at and "{" .. text:sub(at + 1, -3)
 end
 
--- Why Envoy gave up a call to a server. Only of these is it certain that no server has begun it; after any other the
--- order may have been carried out, and 503, which clients and proxies send again by themselves, would not be true.
-local UNBEGUN = { "connection failure", "connection timeout", "overflow", "refused stream" }
-local function is_unsettled(text)
+-- Whether Envoy gave up a call that a server may have started. Only after these reasons it is certain that none has.
+-- After any other reason the order may have been carried out. Then 503 would be wrong, because clients and proxies
+-- repeat a call by themselves after 503.
+local NOT_STARTED = { "connection failure", "connection timeout", "overflow", "refused stream" }
+local function may_have_started(text)
   local reason = text:match("reset reason: (.*)")
   if not reason then return false end
-  for _, unbegun in ipairs(UNBEGUN) do
-    if reason:find(unbegun, 1, true) then return false end
+  for _, not_started in ipairs(NOT_STARTED) do
+    if reason:find(not_started, 1, true) then return false end
   end
   return true
 end
 
--- Not by response_headers_to_remove: the router would take grpc-status away before the transcoder has read it.
-local function internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
-local function internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
-local function scrub(headers, unwanted)
-  if headers then remove(headers, unwanted) end
+-- Envoy's response_headers_to_remove cannot do this: it would remove grpc-status before the transcoder reads it.
+local function is_internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
+local function is_internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
+local function remove_if_present(headers, is_unwanted)
+  if headers then remove_headers(headers, is_unwanted) end
 end
 
--- The server's word on the HTTP status, which no gRPC code could say of 402 or 422: with the headers of an answer that
--- is nothing but a refusal, otherwise behind it.
-local function told_status(h, headers)
+-- Returns the HTTP status that the server chose. No gRPC status stands for 402 or 422, so the server sends it in a
+-- header of its own: in the headers if the response is only an error, else in the trailers.
+local function status_from_server(h, headers)
   local trailers = h:trailers()
   return headers:get("http-status") or trailers and trailers:get("http-status")
 end
 
-local LOCAL_STATUS = "x-envoy-local-status"  -- of an answer that Envoy made: its HTTP status, before gRPC's makes it 200
+-- envoy.yaml sets this header on Envoy's own responses: their HTTP status, before Envoy changes it to 200 for gRPC.
+local LOCAL_STATUS = "x-envoy-local-status"
 
-local function say_status(headers, error)
+local function set_grpc_status(headers, error)
   headers:replace("grpc-status", error.grpc_status)
   headers:replace("grpc-message", error.message)
 end
 
-local function refuse(h, meta)
+local function finish_error(h, meta)
   local buffer = h:body(true)
-  local headers = h:headers()                -- after body() only: handles taken before it are dead
+  local headers = h:headers()                -- body() invalidates the headers that were read before it
   local status = meta.status or headers:get(":status")
   local text = buffer:getBytes(0, buffer:length())
-  local ours = unwrap(text)
+  local ours = error_response_in(text)
   if ours then
-    status = told_status(h, headers) or status
-  elseif status == "503" and is_unsettled(text) then
+    status = status_from_server(h, headers) or status
+  elseif status == "503" and may_have_started(text) then
     status = "504"
   elseif not ERRORS[status] then
-    status = meta.early and "400" or "500"   -- what Envoy refuses before any filter is not proper HTTP
+    status = meta.early and "400" or "500"   -- what Envoy refuses before any filter runs is not valid HTTP
   end
-  if not meta.head then buffer:setBytes(ours or envelope(status, meta)) end  -- Envoy would send it to HEAD as well
+  if not meta.head then buffer:setBytes(ours or error_body(status, meta)) end  -- Envoy would send it to HEAD as well
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
   if status == "401" then headers:replace("www-authenticate", "Bearer") end
@@ -265,42 +275,43 @@ local function refuse(h, meta)
   if error and error.retry_after and not headers:get("retry-after") then
     headers:replace("retry-after", error.retry_after)
   end
-  scrub(headers, internal)
-  if meta.grpc then say_status(headers, error) end
+  remove_if_present(headers, is_internal)
+  if meta.grpc then set_grpc_status(headers, error) end
 end
 
--- The status of a call that no server has answered. Where the path is unknown Envoy says UNIMPLEMENTED, as a server does.
-local function refuse_grpc(headers)
+-- Sets the gRPC status of a call to which no server responded. Envoy responds UNIMPLEMENTED to an unknown path, as a
+-- server does.
+local function finish_grpc_error(headers)
   local status = headers:get(LOCAL_STATUS)
-  if status == "503" and is_unsettled(headers:get("grpc-message") or "") then status = "504" end
-  if status and status ~= "404" then say_status(headers, ERRORS[status] or ERRORS["500"]) end
+  if status == "503" and may_have_started(headers:get("grpc-message") or "") then status = "504" end
+  if status and status ~= "404" then set_grpc_status(headers, ERRORS[status] or ERRORS["500"]) end
 end
 
--- Of an answer made before envoy_on_request ran: what Envoy and envoy.yaml have put into its headers.
-local function unmet(headers)
+-- Returns the metadata of a response that was made before envoy_on_request ran. Envoy and envoy.yaml set these headers.
+local function meta_of_early_response(headers)
   local rest = not headers:get("grpc-status")
   local head = headers:get("x-envoy-local-method") == "HEAD"
   return { early = true, id = headers:get("x-request-id"), rest = rest, head = head }
 end
 
-local function answer(h)
+local function finish_response(h)
   local headers = h:headers()
-  local meta = h:streamInfo():dynamicMetadata():get(NS) or unmet(headers)
+  local meta = h:streamInfo():dynamicMetadata():get(NAMESPACE) or meta_of_early_response(headers)
   headers:replace("x-request-id", meta.id)
   if not meta.rest then
-    refuse_grpc(headers)
-    scrub(headers, internal_to_grpc)
-    scrub(h:trailers(), internal_to_grpc)
+    finish_grpc_error(headers)
+    remove_if_present(headers, is_internal_to_grpc)
+    remove_if_present(h:trailers(), is_internal_to_grpc)
     return
   end
   if not meta.status and headers:get(":status") == "200" then
-    scrub(headers, internal)                 -- without body(): a long success must never meet a buffer limit
+    remove_if_present(headers, is_internal)  -- without body(), because a long success must not reach a buffer limit
   else
-    refuse(h, meta)
+    finish_error(h, meta)
   end
-  scrub(h:trailers(), any)                   -- those are gRPC's
+  remove_if_present(h:trailers(), is_any)    -- they are gRPC's
 end
 
-function envoy_on_response(h) answer(h) end
+function envoy_on_response(h) finish_response(h) end
 
-return { on_request_behind_the_limit = function(h) answer_if(h, check_body) end }
+return { check_body = function(h) respond_if_refused(h, check_body) end }

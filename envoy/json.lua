@@ -1,20 +1,25 @@
--- Strict JSON (RFC 8259) of a known shape: "string", "number", "boolean", { element } or { member = shape, ... }; null
--- stands for an absent member. The transcoder would drop unknown members and nulls in lists, join repeated members,
--- flatten lists and mend the syntax. Escapes, code points and digits are left to it: what it cannot read it refuses.
+-- Checks that a text is strict JSON (RFC 8259) of a known shape. A shape is "string", "number", "boolean", a list
+-- { element }, or an object { member = shape, ... }. A member may also be null, which means that it is absent.
+--
+-- The transcoder is lenient: it drops unknown members and nulls in lists, joins repeated members, flattens lists and
+-- repairs the syntax. It does check the meaning of escapes, code points and digits, so this script does not.
 local READ = {}
 local A = { string = "a string", number = "a number", boolean = "a boolean", list = "a list", object = "an object" }
 
--- Which kind of value a word or a first character begins.
+-- The kind of a value, by its first word or character.
 local KIND_OF = { ['"'] = "string", ["-"] = "number", ["["] = "list", ["{"] = "object", ["true"] = "boolean",
   ["false"] = "boolean", null = "null" }
 for digit = 0, 9 do KIND_OF[tostring(digit)] = "number" end
 
 local function kind(shape) return type(shape) == "string" and shape or shape[1] and "list" or "object" end
 
--- Past a mark and the blanks around it; nil where it is not.
-local function past(s, i, mark) return s:match("^[ \t\r\n]*" .. mark .. "[ \t\r\n]*()", i) end
+-- All functions below return the position after what they read, or nil if it is not there.
 
--- Past the value at i; or nil, and if more than the syntax is wrong: the place at fault and the rule it breaks.
+-- Reads a mark, with the blanks before and after it.
+local function read_mark(s, i, mark) return s:match("^[ \t\r\n]*" .. mark .. "[ \t\r\n]*()", i) end
+
+-- Reads a value. After nil it also returns the path of the value at fault and the rule it breaks. Without these two the
+-- syntax is wrong.
 local function read(s, i, shape)
   local wanted, found = kind(shape), KIND_OF[s:match("^%a+", i) or s:sub(i, i)]
   if found and found ~= wanted then return nil, "", "must be " .. A[wanted] end
@@ -33,51 +38,51 @@ function READ.string(s, i)
   i = s:match('^"()', i)
   while i do
     i = s:match('^[^"\\%z\1-\31]*()', i)
-    local behind = s:match('^"()', i)
-    if behind then return behind end
+    local after = s:match('^"()', i)
+    if after then return after end
     i = s:match('^\\["\\/bfnrt]()', i) or s:match("^\\u%x%x%x%x()", i)
   end
 end
 
 function READ.list(s, i, shape)
-  i = past(s, i, "%[")
-  local behind, at = i and past(s, i, "%]"), 0
-  while i and not behind do
-    local value, place, rule = read(s, i, shape[1])
-    if not value then return nil, place and ("[%d]%s"):format(at, place), rule end
-    behind, i, at = past(s, value, "%]"), past(s, value, ","), at + 1
+  i = read_mark(s, i, "%[")
+  local after, index = i and read_mark(s, i, "%]"), 0
+  while i and not after do
+    local value_end, path, rule = read(s, i, shape[1])
+    if not value_end then return nil, path and ("[%d]%s"):format(index, path), rule end
+    after, i, index = read_mark(s, value_end, "%]"), read_mark(s, value_end, ","), index + 1
   end
-  return behind
+  return after
 end
 
--- A member's name, written plainly or with \u00XX, and the position of its value.
+-- Reads a member's name and the colon. Returns the name first. The name may be written with escapes, as \u00XX.
 local function read_name(s, i)
-  local behind = READ.string(s, i)
-  local name = behind and s:sub(i + 1, behind - 2):gsub("\\u00(%x%x)", function(hex)
+  local after = READ.string(s, i)
+  local name = after and s:sub(i + 1, after - 2):gsub("\\u00(%x%x)", function(hex)
     return string.char(tonumber(hex, 16))
   end)
-  return name, behind and past(s, behind, ":")
+  return name, after and read_mark(s, after, ":")
 end
 
 function READ.object(s, i, shape)
-  i = past(s, i, "{")
-  local behind, seen = i and past(s, i, "}"), {}
-  while i and not behind do
-    local name, at = read_name(s, i)
-    if not at then return nil end
+  i = read_mark(s, i, "{")
+  local after, seen = i and read_mark(s, i, "}"), {}
+  while i and not after do
+    local name, value = read_name(s, i)
+    if not value then return nil end
     if not shape[name] then return nil, "." .. name, "unknown member" end
     if seen[name] then return nil, "." .. name, "repeated member" end
     seen[name] = true
-    local value, place, rule = s:match("^null()", at)
-    if not value then value, place, rule = read(s, at, shape[name]) end
-    if not value then return nil, place and "." .. name .. place, rule end
-    behind, i = past(s, value, "}"), past(s, value, ",")
+    local value_end, path, rule = s:match("^null()", value)
+    if not value_end then value_end, path, rule = read(s, value, shape[name]) end
+    if not value_end then return nil, path and "." .. name .. path, rule end
+    after, i = read_mark(s, value_end, "}"), read_mark(s, value_end, ",")
   end
-  return behind
+  return after
 end
 
--- Whether a text is JSON of this shape, and if not, where known, the member at fault ("numbers[1]") and its rule.
+-- Whether a text is JSON of this shape. If not, and if they are known: the member at fault ("numbers[1]") and its rule.
 return function(s, shape)
-  local behind, place, rule = read(s, past(s, 1, ""), shape)
-  return behind == #s + 1, place and place:match("^%.(.+)$"), rule
+  local after, path, rule = read(s, read_mark(s, 1, ""), shape)
+  return after == #s + 1, path and path:match("^%.(.+)$"), rule
 end

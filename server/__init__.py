@@ -1,0 +1,21 @@
+"""The map of the package. Imports run one way, from the top of this list to the bottom.
+
+- cli/                 the `ordernumbers` command, one file per command group
+- run/                 processes: up, serve, worker, edge, and their supervisor
+- run/embedded/        the PostgreSQL that `up` starts, its guard, and the demo
+- rpc/                 what every call goes through: request id, key, scope, field rules, status, log
+- api/                 protobuf to domain, one file per resource
+- batching.py          many waiting orders become one transaction
+- order_connection.py  a database connection for orders, one transaction at a time
+- pending.py           orders that wait for their transaction
+- store/               connections, the order transaction, reads, admin work, the check
+- store/sql/           the statements of the hot path
+- store/migrations/    the steps from one schema to the next
+- messages.py          domain to response bytes
+- rules/               the decisions, without gRPC and without SQL
+- config.py            every setting and limit
+- errors.py            every error code, in one table
+- keys.py money.py log.py   API keys as text, amounts, JSON log lines
+
+docs/architecture.md describes how they work together.
+"""

@@ -1,16 +1,16 @@
-"""Waiting orders, gathered: many orders, one transaction.
+"""Batches: many pending orders, one transaction.
 
-A worker has lanes, each with one connection, carrying out one batch at a time. A lone order is carried out at once.
-While there are many, a batch waits a few milliseconds for as many orders as the last one had: their callers, answered
-just now, come again, and a larger batch costs server and database so much less an order that it is the faster way (at
-128 in flight on two cores 4,200 orders/s with batches of 27, and 3,050 with batches of 5 when none waited).
+A worker has order connections. Each carries out one batch at a time. All orders of an organization use the same one, so
+that batches do not meet on its row.
 
-An organization's orders all use the same lane, so that batches do not meet on its row. Who gets into a batch goes
-round-robin over organizations, so that one's flood does not starve another. Speed and fairness only: correctness is the
-locks'.
+A single order is carried out at once. Under load a batch waits some milliseconds until it is as large as the one
+before. Its callers have just got their responses, and send their next orders. Batches of 27 gave 4,200 orders/s on two
+cores with 128 in flight. Without the wait they had 5 orders, and gave 3,050.
 
-What cannot be settled in a batch goes to the slow lane, one order a transaction, until its deadline: an order of rows
-that another transaction keeps locked, an order whose outcome is unknown, every order of a batch that failed as a whole.
+What a batch cannot decide goes to the retry connections, one order per transaction, until its deadline. That is an
+order of rows that another transaction keeps locked, an order with an unknown outcome, or any order of a failed batch.
+
+All this is about speed and fairness. Correctness rests on the locks (store/orders.py).
 """
 
 import asyncio
@@ -25,51 +25,51 @@ from psycopg import errors
 
 from server.config import Settings
 from server.errors import Code, Refusal
-from server.order_connection import HELD_UP, IN_THE_WAY, OrderConnection, Unsettled
+from server.messages import order_response
+from server.order_connection import CONFLICTS, LOCKED_OUT, OrderConnection, UnsettledCommits
 from server.pending import PendingOrder, Queue, Stage
 from server.rules.values import Decision, Id, Order, Placed, Replayed, Retry
 from server.store.connection import DatabaseAway
-from server.store.orders import AnswerOf, InProgress, OutcomeUnknown, place, place_alone
+from server.store.orders import InProgress, OutcomeUnknown, place, place_alone
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5
 AWAY_MAX = 2
-"""The slow lane gives an order up when there was no database for it so many times."""
+"""A retry connection gives an order up after so many attempts that found no database."""
 SKIP_SECONDS = 1.0
-"""After it met a locked row a lane skips such rows for so long, instead of waiting for them once a batch."""
-SLOW_LOCK_SECONDS_MIN = 0.025
-SLOW_PAUSE_SECONDS_MAX = 0.1
+"""How long batches skip locked rows after one had to wait for such a row, instead of waiting again each time."""
+RETRY_LOCK_SECONDS_MIN = 0.025
+RETRY_PAUSE_SECONDS_MAX = 0.1
 CHECK_SECONDS_MAX = 3.0
 """How long the database may take to show that an order could be carried out."""
 
 
-class Answer(NamedTuple):
-    """What is answered to a call, and how it came about."""
+class Response(NamedTuple):
+    """The response to a call, and where it comes from."""
 
     message: bytes
-    replayed: bool = False
-    """Whether it was given before, under its idempotency key."""
-    key_seen: bool = False
-    """Whether the call's transaction has read its key, and found it valid."""
+    is_replayed: bool = False
+    """Whether it was stored earlier, under the call's idempotency key."""
+    key_is_valid: bool = False
+    """Whether the call's transaction has read its API key and found it valid."""
 
 
 class Batcher:
-    """The orders of one worker process, on `settings.lanes` connections and as many slow ones as the settings say."""
+    """The orders of one worker, on `settings.order_connections` and `settings.retry_connections`."""
 
-    def __init__(self, settings: Settings, database_url: str, answer_of: AnswerOf) -> None:
+    def __init__(self, settings: Settings, database_url: str) -> None:
         self._count = 0
         self._orders_max = settings.queue_orders_max
-        self._answer_of = answer_of
-        self._unsettled = Unsettled(settings.unsettled_commits_max)
+        self._unsettled = UnsettledCommits(settings.unsettled_commits_max)
 
         def connection() -> OrderConnection:
             return OrderConnection(settings, database_url, self._unsettled)
 
         self._check = connection()
-        self._slow = _SlowLane(settings, answer_of, [connection() for _ in range(settings.retry_connections)])
-        self._lanes = [_Lane(settings, answer_of, self._slow, connection()) for _ in range(settings.order_connections)]
-        self._turns: WeakValueDictionary[tuple[Id, str], asyncio.Lock] = WeakValueDictionary()
+        self._retries = _Retries(settings, [connection() for _ in range(settings.retry_connections)])
+        self._batches = [_Batches(settings, self._retries, connection()) for _ in range(settings.order_connections)]
+        self._idempotency_locks: WeakValueDictionary[tuple[Id, str], asyncio.Lock] = WeakValueDictionary()
 
     @property
     def is_full(self) -> bool:
@@ -77,84 +77,84 @@ class Batcher:
         return self._count >= self._orders_max or self._unsettled.is_full
 
     async def check(self) -> None:
-        """Return if an order could be carried out now: every statement of its transaction works, without an order.
-
-        Raises psycopg.Error, DatabaseAway.
-        """
-        order_connections = [lane.connection for lane in self._lanes]
-        await asyncio.gather(*(each.check_if_idle() for each in (*order_connections, *self._slow.connections)))
+        """Return if an order could be carried out now. Raises DatabaseAway."""
+        connections = [*(batches.connection for batches in self._batches), *self._retries.connections]
+        await asyncio.gather(*(connection.check_if_idle() for connection in connections))
         await self._check.check(CHECK_SECONDS_MAX)
         if self._unsettled.is_full:
-            raise DatabaseAway("too many transactions of ours wait for their COMMIT, perhaps for a standby")
+            raise DatabaseAway("too many of our transactions wait for their COMMIT, perhaps for a standby")
 
     async def close(self) -> None:
-        """Finish what has begun, refuse what comes, close the connections."""
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
-        await self._slow.close()
+        """Finish the orders that are queued, refuse new ones, and close the connections."""
+        await asyncio.gather(*(batches.close() for batches in self._batches))
+        await self._retries.close()
         await self._check.close()
 
-    async def place(self, order: Order, timeout_seconds: float) -> Answer:
-        """Place an order. Raises the Refusal that was decided; UNAVAILABLE if it was certainly not carried out, TIMEOUT
-        if it may have been. An order whose caller leaves before its batch began is dropped; one that began is finished.
+    async def place(self, order: Order, timeout_seconds: float) -> Response:
+        """Place an order.
+
+        Raises the Refusal that was decided. Raises UNAVAILABLE if the order was certainly not carried out, or TIMEOUT
+        if it may have been. When the caller leaves, an order that was not sent is dropped. One that was is finished.
         """
         if self.is_full:
             raise Refusal(Code.UNAVAILABLE)
         deadline = asyncio.get_running_loop().time() + timeout_seconds
         self._count += 1
-        turn = None
+        lock = None
         try:
-            turn = await self._turn(order, deadline)
-            pending = self._entered(order, deadline, turn)
+            lock = await self._idempotency_lock(order, deadline)
+            pending = self._enqueue(order, deadline, lock)
         except BaseException:
             self._count -= 1
-            if turn:
-                turn.release()
+            if lock:
+                lock.release()
             raise
-        decision = await self._settled(pending)
+        decision = await self._decision(pending)
         if isinstance(decision, Replayed):
-            return Answer(decision.answer, replayed=True, key_seen=True)
+            return Response(decision.response, is_replayed=True, key_is_valid=True)
         assert isinstance(decision, Placed)  # noqa: S101
-        return Answer(self._answer_of(decision), key_seen=True)
+        return Response(order_response(decision), key_is_valid=True)
 
-    async def _turn(self, order: Order, deadline: float) -> asyncio.Lock | None:
-        """Orders under the same idempotency key come one after the other: the second finds the first's answer."""
+    async def _idempotency_lock(self, order: Order, deadline: float) -> asyncio.Lock | None:
+        """Wait until no other order of this worker has the same idempotency key. It then finds that one's response."""
         if order.idempotency is None:
             return None
-        turn = self._turns.setdefault((order.organization_id, order.idempotency.key), asyncio.Lock())
+        lock = self._idempotency_locks.setdefault((order.organization_id, order.idempotency.key), asyncio.Lock())
         try:
             async with asyncio.timeout_at(deadline):
-                await turn.acquire()
+                await lock.acquire()
         except TimeoutError:
             raise Refusal(Code.IDEMPOTENCY_IN_PROGRESS) from None
-        return turn
+        return lock
 
-    def _entered(self, order: Order, deadline: float, turn: asyncio.Lock | None) -> PendingOrder:
-        def over() -> None:
+    def _enqueue(self, order: Order, deadline: float, lock: asyncio.Lock | None) -> PendingOrder:
+        def on_end() -> None:
             self._count -= 1
-            if turn:
-                turn.release()
+            if lock:
+                lock.release()
 
-        pending = PendingOrder(order, deadline, asyncio.get_running_loop().create_future(), over)
-        self._lanes[hash(order.organization_id) % len(self._lanes)].put(pending)
+        pending = PendingOrder(order, deadline, asyncio.get_running_loop().create_future(), on_end)
+        self._batches[hash(order.organization_id) % len(self._batches)].put(pending)
         return pending
 
-    async def _settled(self, pending: PendingOrder) -> Decision:
+    async def _decision(self, pending: PendingOrder) -> Decision:
         expiry = asyncio.get_running_loop().call_at(pending.deadline, pending.expire)
         try:
-            return await pending.answer
+            return await pending.decision
         finally:
             expiry.cancel()
 
 
-class _Lane:
-    def __init__(self, settings: Settings, answer_of: AnswerOf, slow: "_SlowLane", connection: OrderConnection) -> None:
+class _Batches:
+    """One order connection, and the queue of orders for it."""
+
+    def __init__(self, settings: Settings, retries: "_Retries", connection: OrderConnection) -> None:
         self.connection = connection
         self._settings = settings
-        self._answer_of = answer_of
-        self._slow = slow
+        self._retries = retries
         self._queue = Queue()
-        self._wanted = 1
-        self._enough = asyncio.Event()
+        self._expected = 1
+        self._has_expected = asyncio.Event()
         self._closing = False
         self._skip_until = 0.0
         self._task = asyncio.create_task(self._run())
@@ -163,36 +163,36 @@ class _Lane:
         if self._closing:
             raise Refusal(Code.UNAVAILABLE)
         self._queue.put(pending)
-        if self._queue.length >= self._wanted:
-            self._enough.set()
+        if self._queue.length >= self._expected:
+            self._has_expected.set()
 
     async def close(self) -> None:
         self._closing = True
-        self._enough.set()
+        self._has_expected.set()
         await self._task
         await self.connection.close()
 
     async def _run(self) -> None:
-        expected = 1
+        last = 1
         while self._queue.length or not self._closing:
-            await self._until_waiting(1)
+            await self._wait_for_orders(1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.batch_linger_ms / 1000):
-                    await self._until_waiting(expected)
+                    await self._wait_for_orders(last)
             batch = self._next_batch()
-            expected = len(batch)
+            last = len(batch)
             if batch:
                 await self._carry_out(batch)
 
-    async def _until_waiting(self, count: int) -> None:
-        """Return when so many orders wait, or when no more will come."""
+    async def _wait_for_orders(self, count: int) -> None:
+        """Return when so many orders are queued, or when no more will come."""
         while self._queue.length < count and not self._closing:
-            self._wanted = count
-            self._enough.clear()
-            await self._enough.wait()
+            self._expected = count
+            self._has_expected.clear()
+            await self._has_expected.wait()
 
     def _next_batch(self) -> list[PendingOrder]:
-        """What waits and is still wanted."""
+        """Queued orders that should still be sent."""
         while batch := self._queue.take(self._settings.batch_orders_max, self._settings.batch_numbers_max):
             wanted = [pending for pending in batch if pending.is_wanted]
             for pending in batch:
@@ -203,26 +203,26 @@ class _Lane:
         return []
 
     async def _carry_out(self, batch: Sequence[PendingOrder]) -> None:
-        """End each order of a batch, or hand it to the slow lane, whatever happens."""
+        """End each order of a batch, or pass it to the retry connections, whatever happens."""
         decisions = await self._decisions(batch)
         for pending in batch:
             decision = decisions.get(pending, Retry())
             if isinstance(decision, Retry):
-                pending.undone()
-                self._slow.put(pending)
+                pending.rolled_back()
+                self._retries.put(pending)
             else:
                 pending.end(decision)
 
     async def _decisions(self, batch: Sequence[PendingOrder]) -> Mapping[PendingOrder, Decision]:
-        """What becomes of the orders. Those that are missing are to be tried one by one, if they are still wanted."""
+        """The decisions on the orders. Those that are missing must be tried one by one."""
         for attempt in range(1, ATTEMPTS_MAX + 1):
             skip = asyncio.get_running_loop().time() < self._skip_until
             try:
                 return await self._attempt(batch, skip_locked=skip)
-            except IN_THE_WAY:
+            except CONFLICTS:
                 pass
             except errors.LockNotAvailable:
-                if skip:  # it is none of the rows that we would skip
+                if skip:  # no row that is skipped: another lock, such as one on a whole table
                     break
                 self._skip_until = asyncio.get_running_loop().time() + SKIP_SECONDS
                 continue
@@ -244,24 +244,23 @@ class _Lane:
             if not running:
                 return {}
             orders = [pending.order for pending in running]
-            decisions = await place(connection, orders, self._answer_of, limits, skip_locked=skip_locked)
+            decisions = await place(connection, orders, limits, skip_locked=skip_locked)
         return dict(zip(running, decisions, strict=True))
 
 
-class _SlowLane:
-    """Each order by itself, again and again until it is decided or its deadline has passed.
+class _Retries:
+    """The retry connections. They try each order alone, until it is decided or its deadline has passed.
 
-    Organizations take turns. Orders of one number are not tried at the same time: a locked number would hold every
-    connection, for as many orders as there are for it.
+    Organizations take turns. Orders of the same number are not tried at the same time. Otherwise one locked number
+    would block every connection, once for each order of it.
     """
 
-    def __init__(self, settings: Settings, answer_of: AnswerOf, connections: Sequence[OrderConnection]) -> None:
+    def __init__(self, settings: Settings, connections: Sequence[OrderConnection]) -> None:
         self.connections = connections
         self._lock_seconds_max = settings.lock_timeout_ms / 1000
-        self._answer_of = answer_of
         self._queue = Queue()
         self._pausing = 0
-        self._numbers: set[str] = set()  # of the orders that are tried just now
+        self._numbers: set[str] = set()  # of the orders that are being tried
         self._closing = False
         self._changed = asyncio.Event()
         self._tasks = [asyncio.create_task(self._run(connection)) for connection in connections]
@@ -271,7 +270,7 @@ class _SlowLane:
         self._changed.set()
 
     async def close(self) -> None:
-        """Settle what waits, then close the connections."""
+        """Finish what is queued, then close the connections."""
         self._closing = True
         self._changed.set()
         await asyncio.gather(*self._tasks)
@@ -285,12 +284,12 @@ class _SlowLane:
             self._changed.set()
             if isinstance(decision, Retry):
                 self._pausing += 1
-                pause_seconds = random.uniform(0, SLOW_PAUSE_SECONDS_MAX)  # noqa: S311
-                asyncio.get_running_loop().call_later(pause_seconds, self._again, pending)
+                pause_seconds = random.uniform(0, RETRY_PAUSE_SECONDS_MAX)  # noqa: S311
+                asyncio.get_running_loop().call_later(pause_seconds, self._put_again, pending)
             else:
                 pending.end(decision)
 
-    def _again(self, pending: PendingOrder) -> None:
+    def _put_again(self, pending: PendingOrder) -> None:
         self._pausing -= 1
         self.put(pending)
 
@@ -307,20 +306,20 @@ class _SlowLane:
             await self._changed.wait()
 
     async def _decision(self, connection: OrderConnection, pending: PendingOrder) -> Decision:
-        """What becomes of an order, Busy if it is to be tried again."""
-        lock_seconds = min(SLOW_LOCK_SECONDS_MIN * 2 ** min(pending.tries, 10), self._lock_seconds_max)
+        """The decision on an order, which is Retry if it must be tried again."""
+        lock_seconds = min(RETRY_LOCK_SECONDS_MIN * 2 ** min(pending.tries, 10), self._lock_seconds_max)
         pending.tries += 1
         try:
             async with connection.attempt([pending], lock_seconds) as (open_, running, limits):
                 if not running:
                     return Retry()
-                decision = await place_alone(open_, pending.order, self._answer_of, limits, pending.sent)
+                decision = await place_alone(open_, pending.order, limits, pending.sent)
             if isinstance(decision, Retry):
-                pending.undone()
+                pending.rolled_back()
             return decision
         except InProgress:
-            pending.undone(Stage.KEY_IN_USE)
-        except (OutcomeUnknown, *IN_THE_WAY, *HELD_UP):
+            pending.rolled_back(Stage.KEY_IN_USE)
+        except (OutcomeUnknown, *CONFLICTS, *LOCKED_OUT):
             pass
         except DatabaseAway as error:
             pending.times_away += 1
@@ -329,5 +328,6 @@ class _SlowLane:
                 return Refusal(Code.UNAVAILABLE)
         except Exception:
             log.exception("an order failed")
+            # Something of it may have been sent by an earlier attempt.
             return Refusal(Code.INTERNAL if pending.sent is None else Code.TIMEOUT)
         return Retry()

@@ -1,6 +1,6 @@
-"""Every refusal there is, and the one table of what each is called on either transport (DESIGN: the contract's errors).
+"""All refusals, and the one table of their codes, statuses and messages on both transports (docs/errors.md).
 
-A leaf: it knows neither gRPC nor SQL nor the protos, so that the decision can speak of refusals too.
+It imports neither gRPC nor SQL nor the protos, so that the rules can use it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Code(StrEnum):
-    """`error.code`: what programs decide by."""
+    """The value of `error.code`, by which programs decide."""
 
     INVALID_INPUT = "INVALID_INPUT"
     UNAUTHORIZED = "UNAUTHORIZED"
@@ -34,13 +34,13 @@ class Code(StrEnum):
 
 
 class ErrorSpec(NamedTuple):
-    """How a code reads: the name of its gRPC status, its HTTP status, its message; and when it passes by itself."""
+    """What a code is on the wire: the name of its gRPC status, its HTTP status, and its message."""
 
     grpc_status: str
     http_status: int
     message: str
     retry_seconds: int | None = None
-    """After how long to send the same again; None: not as it is."""
+    """When the same request may be sent again. None: the request must change first."""
 
 
 ERRORS: Mapping[Code, ErrorSpec] = {
@@ -79,21 +79,21 @@ AT_THE_EDGE: Sequence[Code] = (
     Code.UNAVAILABLE,
     Code.TIMEOUT,
 )
-"""What the edge answers by itself, and finds by the HTTP status, which no two share. `make gen` writes errors.lua."""
+"""What the edge sends by itself. It finds them by HTTP status, so no two share one. `make gen` writes errors.lua."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why an order cannot be filled: how many of its numbers are available, and every one that is not, in its order."""
+    """Why an order is refused: how many of its numbers are available, and all that are not, in the order's order."""
 
     available_count: int
     unavailable: Sequence[str]
 
 
 class Refusal(Exception):
-    """A call that was refused and changed nothing (but see TIMEOUT: its order may have been carried out).
+    """A call that was refused and changed nothing. Only an order with TIMEOUT may have been carried out.
 
-    `details` maps fields to the rules they broke. Nothing in it is internal: all of it is told to the caller.
+    `details` maps fields to the rules that they break. Everything in it is sent to the caller, so nothing is internal.
     """
 
     def __init__(
@@ -113,4 +113,7 @@ class Refusal(Exception):
 
 
 class OperatorError(Exception):
-    """What an operator asked for cannot be done as asked: a setting, an argument, a file. Told without a traceback."""
+    """What an operator asked for cannot be done: a wrong setting, argument or file, a port in use.
+
+    The command prints it without a traceback.
+    """

@@ -1,8 +1,9 @@
-"""API keys as text: made once, shown once, known to us only by their SHA-256 digest.
+"""API keys as text. A key is shown once, and only its SHA-256 digest is stored.
 
-`am_live_` + 6 characters of the organization + 32 random ones + 6 of checksum, all base 62. The organization's tag is
-not secret and proves nothing: the edge sends an organization's calls to the same worker by it. The checksum tells a
-mistyped key from an unknown one without asking the database, and lets scanners of leaked secrets be sure.
+A key is `am_live_` + 6 characters of tag + 32 random characters + 6 characters of checksum, all in base 62. The tag is
+a checksum of the organization's id. It is not secret and proves nothing. The edge uses it to send all calls of an
+organization to the same worker. The checksum finds mistyped keys without a database query. It also lets scanners for
+leaked secrets recognize a key with certainty.
 """
 
 import hashlib
@@ -13,27 +14,28 @@ import zlib
 from uuid import UUID
 
 SCOPES = ("numbers:read", "numbers:write")
-"""What a key may be allowed to do; each method of the API declares the one it needs."""
+"""The permissions that a key can have. Each method of the API declares the scope it requires."""
 PREFIX = "am_live_"
 TAG_CHARS, RANDOM_CHARS, CHECKSUM_CHARS = 6, 32, 6
 _DIGITS = string.digits + string.ascii_letters
-_FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{TAG_CHARS + RANDOM_CHARS + CHECKSUM_CHARS}}}", re.ASCII)
+_PATTERN = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{TAG_CHARS + RANDOM_CHARS + CHECKSUM_CHARS}}}", re.ASCII)
 
 
 def new_key(organization_id: UUID) -> str:
-    """A new key for an organization: 190 bits from the system's random source."""
+    """Return a new key for an organization, with 190 random bits from the operating system."""
     tag = _base62(zlib.crc32(organization_id.bytes), TAG_CHARS)
     body = PREFIX + tag + "".join(secrets.choice(_DIGITS) for _ in range(RANDOM_CHARS))
     return body + _checksum(body)
 
 
 def is_well_formed(key: str) -> bool:
-    """Whether this could be a key at all: its form and its checksum."""
-    return _FORM.fullmatch(key) is not None and _checksum(key[:-CHECKSUM_CHARS]) == key[-CHECKSUM_CHARS:]
+    """Whether the text has the format of a key and a correct checksum."""
+    return _PATTERN.fullmatch(key) is not None and _checksum(key[:-CHECKSUM_CHARS]) == key[-CHECKSUM_CHARS:]
 
 
 def digest(key: str) -> bytes:
-    """What is stored of a key. It is random enough that no salt or slow hash adds anything."""
+    """Return the SHA-256 digest of a key, which is what the database stores."""
+    # A salt or a slow hash protects guessable passwords. A key with 190 random bits needs neither.
     return hashlib.sha256(key.encode()).digest()
 
 

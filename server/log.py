@@ -1,31 +1,32 @@
-"""How a process logs: one JSON line per message, on standard error."""
+"""Logging of a process: one JSON line per message, on standard error."""
 
 import json
 import logging
 from datetime import UTC, datetime
 
 
+def log_as_json() -> None:
+    """Log to stderr, one JSON line per message. The log of calls has the same format."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter())
+    handler.addFilter(_has_no_header_value)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("server").setLevel(logging.INFO)
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "message": record.getMessage(),
         }
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
-def _is_no_value_of_a_caller(record: logging.LogRecord) -> bool:
-    """False of what gRPC logs of a header that is not UTF-8: the value itself, which may be a key."""
+def _has_no_header_value(record: logging.LogRecord) -> bool:
+    """Whether the message is free of header values."""
+    # For a header that is not UTF-8, gRPC logs the error with the header's value. That value may be an API key.
     return not (record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError))
-
-
-def log_as_json() -> None:
-    """Messages of this process go to stderr, one JSON line each, as the lines of the calls do."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter())
-    handler.addFilter(_is_no_value_of_a_caller)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("server").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Orders that wait for their transaction: how far each is on its way, and whose turn it is. Nothing here is awaited."""
+"""Orders that wait for their transaction: the stage of each, and the queue. Nothing here awaits."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -9,27 +9,27 @@ from enum import Enum, auto
 from server.errors import Code, Refusal
 from server.rules.values import Decision, Id, Order, Placed
 
-CERTAIN_SECONDS = 0.05
-"""So long before its deadline an order is no longer sent: it could only time out."""
+SEND_SECONDS_MIN = 0.05
+"""An order is not sent when less time is left before its deadline. It could only time out."""
 
 
 class Stage(Enum):
-    """How far an order is on its way."""
+    """How far an order has come."""
 
     QUEUED = auto()
-    """Nothing of it is in the database."""
+    """The database has nothing of it."""
     KEY_IN_USE = auto()
-    """The same, and another transaction is at work under its idempotency key."""
+    """The same, and another transaction is using its idempotency key."""
     RUNNING = auto()
-    """A transaction with it is under way."""
+    """A transaction with it is running."""
     UNCONFIRMED = auto()
-    """Its write was sent, and its outcome is unknown."""
-    TOLD = auto()
-    """Its caller has been answered. It must not be sent any more."""
+    """Its write was sent, and the outcome is unknown."""
+    RESPONDED = auto()
+    """Its caller has a response. It must not be sent any more."""
 
 
-# What a caller is told when time is up. UNAVAILABLE means that the order certainly is not carried out.
-LATE = {
+# The code at the deadline. UNAVAILABLE promises that the order is certainly not carried out.
+CODE_AT_DEADLINE = {
     Stage.QUEUED: Code.UNAVAILABLE,
     Stage.KEY_IN_USE: Code.IDEMPOTENCY_IN_PROGRESS,
     Stage.RUNNING: Code.TIMEOUT,
@@ -39,25 +39,26 @@ LATE = {
 
 @dataclass(slots=True, eq=False)
 class PendingOrder:
-    """An order on its way. Its caller is answered once. `on_end` is called when nothing is left to do for it."""
+    """A waiting order. Its caller gets one response, through `decision`. `on_end` is called when all is done."""
 
     order: Order
     deadline: float
-    answer: "asyncio.Future[Decision]"
+    """In the event loop's time."""
+    decision: "asyncio.Future[Decision]"
     on_end: Callable[[], None]
     stage: Stage = Stage.QUEUED
     sent: Placed | None = None
     """What was sent to be written, while the order is UNCONFIRMED."""
     tries: int = 0
-    """How often the slow lane has tried it."""
+    """Attempts on the retry connections."""
     times_away: int = 0
-    """How often there was no database for it there."""
+    """Those of them that found no database."""
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it would still be sent, now."""
+        """Whether it should still be sent."""
         left = self.deadline - asyncio.get_running_loop().time()
-        return self.stage is not Stage.TOLD and not self.answer.done() and left > CERTAIN_SECONDS
+        return self.stage is not Stage.RESPONDED and not self.decision.done() and left > SEND_SECONDS_MIN
 
     def begin(self) -> bool:
         """Whether a transaction may send it. There must be no `await` between this and the sending."""
@@ -67,45 +68,45 @@ class PendingOrder:
             self.stage = Stage.RUNNING
         return True
 
-    def undone(self, stage: Stage = Stage.QUEUED) -> None:
-        """The attempt has left nothing behind."""
-        if self.stage not in (Stage.TOLD, Stage.UNCONFIRMED):
+    def rolled_back(self, stage: Stage = Stage.QUEUED) -> None:
+        """Note that the attempt has left nothing in the database."""
+        if self.stage not in (Stage.RESPONDED, Stage.UNCONFIRMED):
             self.stage = stage
 
     def unconfirmed(self, sent: Placed) -> None:
-        """Nobody knows whether the attempt has written `sent`."""
+        """Note that the attempt may have written `sent`."""
         self.sent = sent
-        if self.stage is not Stage.TOLD:
+        if self.stage is not Stage.RESPONDED:
             self.stage = Stage.UNCONFIRMED
 
     def expire(self) -> None:
-        """Time is up."""
-        if self.stage is not Stage.TOLD:
-            self._tell(Refusal(LATE[self.stage]))
+        """Respond at the deadline. A transaction that is running goes on."""
+        if self.stage is not Stage.RESPONDED:
+            self._respond(Refusal(CODE_AT_DEADLINE[self.stage]))
 
     def end(self, decision: Decision | None = None) -> None:
-        """This is what became of it. None: time is up, or its caller has left."""
+        """Respond with the decision. None: the deadline has passed, or the caller has left."""
         if decision is None:
             self.expire()
         else:
-            self._tell(decision)
+            self._respond(decision)
         self.on_end()
 
-    def _tell(self, decision: Decision) -> None:
-        if self.stage is Stage.TOLD:
+    def _respond(self, decision: Decision) -> None:
+        if self.stage is Stage.RESPONDED:
             return
-        self.stage = Stage.TOLD
-        if self.answer.done():  # the caller has left
+        self.stage = Stage.RESPONDED
+        if self.decision.done():  # the caller has left
             return
         if isinstance(decision, Refusal):
-            self.answer.set_exception(decision)
+            self.decision.set_exception(decision)
         else:
-            self.answer.set_result(decision)
+            self.decision.set_result(decision)
 
 
 @dataclass(slots=True)
 class Queue:
-    """Orders by organization, each organization in turn."""
+    """Pending orders by organization. Organizations take turns."""
 
     by_organization: OrderedDict[Id, deque[PendingOrder]] = field(default_factory=OrderedDict)
     length: int = 0
@@ -115,7 +116,7 @@ class Queue:
         self.by_organization.setdefault(pending.order.organization_id, deque()).append(pending)
 
     def take(self, orders_max: int, numbers_max: int) -> list[PendingOrder]:
-        """The next batch, at least one order if any waits. Whoever was served goes to the end of the round."""
+        """Take the next batch: at least one order, if there is any."""
         batch: list[PendingOrder] = []
         numbers = 0
         while self.by_organization and len(batch) < orders_max:
@@ -127,12 +128,13 @@ class Queue:
                 break
             batch.append(pending.popleft())
             if pending:
+                # Back at the end: the others come first, so that no organization's flood delays them.
                 self.by_organization[organization_id] = pending
         self.length -= len(batch)
         return batch
 
     def take_without(self, numbers: set[str]) -> PendingOrder | None:
-        """The next order that has none of these numbers."""
+        """Take the next order that has none of these numbers."""
         for organization_id, pending in self.by_organization.items():
             for found in pending:
                 if numbers.isdisjoint(found.order.numbers):
@@ -142,9 +144,9 @@ class Queue:
         return None
 
     def take_unwanted(self) -> list[PendingOrder]:
-        """Those that nobody waits for any more."""
+        """Take those that should not be sent any more."""
         queued = (each for pending in self.by_organization.values() for each in pending)
-        unwanted = [each for each in queued if not each.is_wanted]  # time passes: ask each once
+        unwanted = [each for each in queued if not each.is_wanted]  # asked once: the result changes with time
         for each in unwanted:
             self._remove(each)
         return unwanted

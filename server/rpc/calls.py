@@ -1,10 +1,14 @@
-"""What every call goes through: request id, key, scope, parsing, rules, the method, one line in the log."""
+"""What every call goes through: request id, key, scope, parsing, rules, the method, one line in the log.
+
+This is one function around the method, and no chain of grpc.aio interceptors. Each interceptor would cost a task and a
+context per call.
+"""
 
 import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -14,31 +18,32 @@ from google.protobuf.message_factory import GetMessageClass
 from ulid import ULID
 from uuid_utils import uuid7
 
-from server.api.orders import Call
-from server.batching import Answer
+from server.api.call import Call
+from server.batching import Response
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
+from server.rpc import idempotency_key
 from server.rpc.auth import Authenticator, required_scope
 from server.rpc.call_log import CallLog, CallRecord
-from server.rpc.status import _abort
-from server.rpc.validation import validate
+from server.rpc.status import Context, abort
+from server.rpc.validation import violations
 from server.store.connection import DatabaseAway
 
 log = logging.getLogger(__name__)
 
 ULID_FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
+RESPONSE_SECONDS = 0.1
+"""Subtracted from a call's time, so that our TIMEOUT reaches its caller before the deadline."""
+FRAME_BYTES = 5
+"""gRPC's frame around a message. It counts towards the longest request, as it does at the edge."""
 
-ANSWER_SECONDS = 0.1  # kept of a call's time for the way back, so that its caller hears TIMEOUT from us
-
-FRAME_BYTES = 5  # gRPC's, around a message: it counts, as it does at the edge
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
-
-Method = Callable[[Any, Call], Awaitable[Answer]]
+Method = Callable[[Any, Call], Awaitable[Response]]
+Values = Mapping[str, Sequence[str | bytes]]
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Calls:
-    """What every call of our own services goes through."""
+    """Makes gRPC handlers out of the methods of our services."""
 
     def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[str], bool]) -> None:
         self._seconds_max = settings.deadline_max_ms / 1000
@@ -47,77 +52,86 @@ class Calls:
         self._log = CallLog()
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """Handlers for every method of a service. Raises AttributeError, by name, for one the servicer lacks."""
+        """Handlers for every method of a service. Raises AttributeError that names a method the servicer lacks."""
         handlers: dict[str, Any] = {
-            # Not unary_unary: gRPC would wait without end for a message that never comes, before it calls us.
+            # Not unary_unary: gRPC would wait for ever for a message that never arrives, before it calls us.
             method.name: grpc.stream_unary_rpc_method_handler(self._handler(method, getattr(servicer, method.name)))
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
-    def _handler(self, method: MethodDescriptor, behaviour: Method) -> Any:
-        name = method.full_name
-        scope = required_scope(method)
-        request_class = GetMessageClass(method.input_type)
+    def _handler(self, descriptor: MethodDescriptor, method: Method) -> Any:
+        respond = self._responder(descriptor, method)
 
         async def handle(_: object, context: Context) -> bytes:
             metadata = context.invocation_metadata() or ()
-            said = _said(metadata)
-            record = CallRecord(name, _request_id(said.get("x-request-id", ())))
-            ends = record.started + self._timeout_seconds(context)
+            by_name = _by_name(metadata)
+            record = CallRecord(descriptor.full_name, _request_id(by_name.get("x-request-id", ())))
             context.set_trailing_metadata((("x-request-id", record.request_id),))
             try:
-                if self._is_full(method.name):
-                    raise Refusal(Code.UNAVAILABLE)  # before it has cost anything
-                _check(metadata)
-                record.principal = await self._authenticator.authenticate(said.get("authorization", ()))
-                if scope is None or scope not in record.principal.scopes:
-                    raise Refusal(Code.FORBIDDEN)
-                request = _parse(request_class, await _message(context, ends))
-                key = validate(request, said.get("idempotency-key", ()))
-                call = Call(record.request_id, record.principal, name, scope, key, max(0.0, ends - time.monotonic()))
-                answer = await behaviour(request, call)
-                if answer.key_seen:
-                    self._authenticator.renew(record.principal, record.started)
-                if answer.replayed:
-                    record.code = "REPLAYED"
-                    await context.send_initial_metadata((("idempotency-replayed", "true"),))
-                return answer.message
-            except Refusal as refusal:
-                record.code = refusal.code
-                await _abort(context, refusal, record.request_id)
-            except DatabaseAway:  # of the look-up: nothing has been tried yet
-                record.code = Code.UNAVAILABLE
-                await _abort(context, Refusal(Code.UNAVAILABLE), record.request_id)
+                return await respond(context, metadata, by_name, record)
             except asyncio.CancelledError:
                 record.code = "CANCELLED"
                 raise
-            except Exception:
-                log.exception("call %s failed", record.request_id)
-                record.code = Code.INTERNAL
-                await _abort(context, Refusal(Code.INTERNAL), record.request_id)
+            except Exception as error:
+                refusal = _refusal(error, record.request_id)
+                record.code = refusal.code
+                await abort(context, refusal, record.request_id)
             finally:
                 self._log.write(record)
 
         return handle
 
+    def _responder(self, descriptor: MethodDescriptor, method: Method) -> Callable[..., Awaitable[bytes]]:
+        name, scope = descriptor.full_name, required_scope(descriptor)
+        request_class = GetMessageClass(descriptor.input_type)
+
+        async def respond(context: Context, metadata: Metadata, by_name: Values, record: CallRecord) -> bytes:
+            ends = record.started + self._timeout_seconds(context)
+            if self._is_full(descriptor.name):
+                raise Refusal(Code.UNAVAILABLE)  # before the call has cost anything
+            _check_metadata(metadata)
+            record.principal = await self._authenticator.authenticate(by_name.get("authorization", ()))
+            if scope is None or scope not in record.principal.scopes:
+                raise Refusal(Code.FORBIDDEN)
+            request = _parse(request_class, await _read_message(context, ends))
+            key = _validate(request, by_name.get(idempotency_key.HEADER, ()))
+            timeout_seconds = max(0.0, ends - time.monotonic())
+            call = Call(record.request_id, record.principal, name, scope, key, timeout_seconds)
+            response = await method(request, call)
+            if response.key_is_valid:
+                self._authenticator.renew(record.principal, record.started)
+            if response.is_replayed:
+                record.code = "REPLAYED"
+                await context.send_initial_metadata((("idempotency-replayed", "true"),))
+            return response.message
+
+        return respond
+
     def _timeout_seconds(self, context: Context) -> float:
         remaining = context.time_remaining()
-        return max(
-            0.0, min(self._seconds_max, remaining if remaining is not None else self._seconds_max) - ANSWER_SECONDS
-        )
+        seconds = self._seconds_max if remaining is None else min(self._seconds_max, remaining)
+        return max(0.0, seconds - RESPONSE_SECONDS)
 
 
-def _said(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, list[str | bytes]]:
-    """What a call's metadata says, by name; most names once."""
-    said: dict[str, list[str | bytes]] = {}
+def _refusal(error: Exception, request_id: str) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, DatabaseAway):  # from the look-up of the key: nothing has been tried yet
+        return Refusal(Code.UNAVAILABLE)
+    log.error("call %s failed", request_id, exc_info=error)
+    return Refusal(Code.INTERNAL)
+
+
+def _by_name(metadata: Metadata) -> dict[str, list[str | bytes]]:
+    values: dict[str, list[str | bytes]] = {}
     for name, value in metadata:
-        said.setdefault(name, []).append(value)
-    return said
+        values.setdefault(name, []).append(value)
+    return values
 
 
-def _check(metadata: Iterable[tuple[str, str | bytes]]) -> None:
-    """Raises HEADERS_TOO_LARGE, or INVALID_INPUT for a value that gRPC does not allow: it must be printable ASCII."""
+def _check_metadata(metadata: Metadata) -> None:
+    """Raises HEADERS_TOO_LARGE, or INVALID_INPUT for a value that is not printable ASCII, as gRPC requires."""
     count = size = 0
     for name, value in metadata:
         count, size = count + 1, size + len(name) + len(value)
@@ -127,29 +141,39 @@ def _check(metadata: Iterable[tuple[str, str | bytes]]) -> None:
         raise Refusal(Code.HEADERS_TOO_LARGE)
 
 
-async def _message(context: Context, ends: float) -> bytes:
-    """The call's one message. Raises REQUEST_TIMEOUT, PAYLOAD_TOO_LARGE, or INVALID_INPUT where there is none."""
+async def _read_message(context: Context, ends: float) -> bytes:
+    """The call's one message. Raises REQUEST_TIMEOUT, PAYLOAD_TOO_LARGE, or INVALID_INPUT when there is none."""
     try:
         async with asyncio.timeout(ends - time.monotonic()):
-            raw = await context.read()
+            message = await context.read()
     except TimeoutError:
         raise Refusal(Code.REQUEST_TIMEOUT) from None
-    if not isinstance(raw, bytes):  # the end of the call
+    if not isinstance(message, bytes):  # grpc.aio.EOF: the call ended without a message
         raise Refusal(Code.INVALID_INPUT)
-    if len(raw) + FRAME_BYTES > REQUEST_BODY_BYTES_MAX:
+    if len(message) + FRAME_BYTES > REQUEST_BODY_BYTES_MAX:
         raise Refusal(Code.PAYLOAD_TOO_LARGE)
-    return raw
+    return message
 
 
 def _request_id(values: Sequence[str | bytes]) -> str:
-    """The caller's, if it is one ULID; else a new one. (A UUIDv7 is one too, and comes without a system call.)"""
+    """The caller's request id if it is one ULID, else a new one."""
     if len(values) == 1 and isinstance(values[0], str) and ULID_FORM.fullmatch(values[0]):
         return values[0]
+    # The bytes of a UUIDv7 are a valid ULID, and uuid_utils makes them without a system call.
     return str(ULID(uuid7().bytes))
 
 
-def _parse(request_class: type[Message], raw: bytes) -> Message:
+def _parse(request_class: type[Message], message: bytes) -> Message:
+    # Not by grpc: it would send its caller UNKNOWN with the text of the exception.
     try:
-        return request_class.FromString(raw)
+        return request_class.FromString(message)
     except DecodeError:
         raise Refusal(Code.INVALID_INPUT) from None
+
+
+def _validate(request: Message, idempotency_keys: Sequence[str | bytes]) -> str | None:
+    """The idempotency key, if there is one. Raises VALIDATION_FAILED with all violations at once."""
+    key, key_violations = idempotency_key.read(idempotency_keys)
+    if details := violations(request) | key_violations:
+        raise Refusal(Code.VALIDATION_FAILED, details=details)
+    return key

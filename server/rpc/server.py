@@ -1,4 +1,4 @@
-"""One worker's gRPC server: its services, its health, and how it starts and stops."""
+"""The gRPC server of one worker: its services, its health, its drain."""
 
 import asyncio
 import logging
@@ -6,7 +6,6 @@ import random
 from contextlib import suppress
 
 import grpc
-import psycopg
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -14,7 +13,6 @@ from ordernumbers.v1 import phone_number_service_pb2
 from server.api.orders import PhoneNumberService
 from server.batching import Batcher
 from server.config import Settings
-from server.messages import answer_of
 from server.rpc.auth import Authenticator
 from server.rpc.calls import Calls
 from server.store.connection import DatabaseAway
@@ -24,25 +22,22 @@ from server.store.reads import Reader
 log = logging.getLogger(__name__)
 
 SERVICE = phone_number_service_pb2.DESCRIPTOR.services_by_name["PhoneNumberService"]
-
 HEALTH_INTERVAL_SECONDS = 1.0
-
 PURGE_INTERVAL_SECONDS = 60.0
-
 READ_SECONDS_MAX = 3.0
 
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port of its own for each worker; in use means in use
-    # Beyond these gRPC itself says RESOURCE_EXHAUSTED, as if the same could be sent again. So they are larger than what
-    # a call may have, and the call refuses it truly. Equal, because between the two gRPC refuses at random.
+    ("grpc.so_reuseport", 0),  # each worker has its own port, and a second one on it must fail
+    # Above these gRPC core itself sends RESOURCE_EXHAUSTED, which suggests a retry. So they are larger than our own
+    # limits, for which a call sends the true code. They are equal, because between two limits gRPC refuses at random.
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.max_metadata_size", 131072),
     ("grpc.absolute_max_metadata_size", 131072),
-    # More wait at the client, at no cost to us; and streams that a client resets count until it has answered a ping, so
-    # that it cannot open them without end.
+    # Further calls wait at the client, which costs us nothing. A stream that a client resets counts until it has
+    # answered a ping. So it cannot open streams without end.
     ("grpc.max_concurrent_streams", 1000),
     ("grpc.http2.ping_on_rst_stream_percent", 10),
-    # gRPC core would cancel calls at random, without a word of when to come again, long before our own queue is full.
+    # gRPC core would cancel calls at random long before our own queue is full, and without a Retry-After.
     ("grpc.server.max_pending_requests", 1_000_000),
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -51,17 +46,17 @@ OPTIONS = [
 
 
 class Server:
-    """A running worker. Make one with `start`."""
+    """A running worker. Made by `start`."""
 
     def __init__(self, settings: Settings, database_url: str) -> None:
         self._settings = settings
         self._database_url = database_url
         self._reader = Reader(database_url, settings, READ_SECONDS_MAX)
-        self._batcher = Batcher(settings, database_url, answer_of)
+        self._batcher = Batcher(settings, database_url)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         self._draining = False
-        self._chores: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(cls, settings: Settings, database_url: str, port: int) -> "Server":
@@ -76,20 +71,21 @@ class Server:
             raise OSError(f"port {port} of {address} is in use") from None
         await self._check_health()
         await self._server.start()
-        self._chores = [asyncio.create_task(chore) for chore in (self._watch_health(), self._forget_answers())]
+        self._tasks = [asyncio.create_task(task) for task in (self._watch_health(), self._purge_responses())]
         return self
 
-    async def ended(self) -> None:
-        """Return once gRPC has ended its server, as grpcio 1.85 does over one byte in a path that is not UTF-8."""
+    async def wait_until_ended(self) -> None:
+        """Return when gRPC has ended its server."""
+        # grpcio 1.85 does that when one byte in a path is not UTF-8.
         with suppress(UnicodeDecodeError):
             await asyncio.shield(self._server.wait_for_termination())
 
     async def drain(self) -> None:
-        """Stop without failing a call: say so, serve on until it is known everywhere, then finish what is under way."""
+        """Stop without failing a call: report NOT_SERVING, serve until callers know it, finish the running calls."""
         self._draining = True
-        for chore in self._chores:
-            chore.cancel()
-        await self._say(serving=False)
+        for task in self._tasks:
+            task.cancel()
+        await self._report(serving=False)
         await asyncio.sleep(self._settings.drain_ms / 1000)
         await self._server.stop(grace=self._settings.deadline_max_ms / 1000)
         await self._batcher.close()
@@ -112,36 +108,36 @@ class Server:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
 
-    async def _forget_answers(self) -> None:
-        """Each worker in a rhythm of its own; they do not get in each other's way."""
+    async def _purge_responses(self) -> None:
         while True:
+            # At random, so that the workers do not all purge at the same moment.
             await asyncio.sleep(random.uniform(0, 2 * PURGE_INTERVAL_SECONDS))  # noqa: S311
             try:
-                forgotten = await purge(self._database_url, self._settings)
-            except (psycopg.Error, DatabaseAway) as error:
+                purged = await purge(self._database_url, self._settings)
+            except DatabaseAway as error:
                 log.warning("old idempotency keys could not be purged: %s", error)
             except Exception:  # it is tried again
                 log.exception("old idempotency keys could not be purged")
             else:
-                if forgotten:
-                    log.info("%d old idempotency keys were purged", forgotten)
+                if purged:
+                    log.info("%d old idempotency keys were purged", purged)
 
     async def _check_health(self) -> None:
-        """SERVING while an order could be carried out."""
+        """Report SERVING if an order could be carried out."""
         try:
             await self._reader.check_if_idle()
             await self._batcher.check()
             serving = True
-        except (psycopg.Error, DatabaseAway) as error:
+        except DatabaseAway as error:
             log.warning("no order could be carried out: %s", error)
             serving = False
-        except Exception:  # the next look may find it better
-            log.exception("it is not known whether an order could be carried out")
+        except Exception:  # the next check may succeed
+            log.exception("the health check failed")
             serving = False
         if not self._draining:
-            await self._say(serving)
+            await self._report(serving)
 
-    async def _say(self, serving: bool) -> None:
+    async def _report(self, serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
         for name in ("", SERVICE.full_name):
             await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)

@@ -1,4 +1,4 @@
-"""A refusal as a gRPC status."""
+"""Refusals as gRPC statuses: google.rpc.Status with our ErrorResponse, and what the edge reads from the trailers."""
 
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 def error_response(refusal: Refusal, request_id: str) -> ErrorResponse:
-    """The documented envelope of a refusal."""
+    """The documented error body of a refusal."""
     error = Error(code=refusal.code, message=refusal.message, request_id=request_id)
     if refusal.details:
         error.details.update(refusal.details)
@@ -29,7 +29,8 @@ def error_response(refusal: Refusal, request_id: str) -> ErrorResponse:
     return response
 
 
-async def _abort(context: Context, refusal: Refusal, request_id: str) -> NoReturn:
+async def abort(context: Context, refusal: Refusal, request_id: str) -> NoReturn:
+    """End the call with the refusal. Raises always, as grpc.aio's own `abort` does."""
     spec = refusal.spec
     grpc_status = getattr(grpc.StatusCode, spec.grpc_status)
     status = status_pb2.Status(code=grpc_status.value[0], message=refusal.message)
@@ -38,8 +39,9 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> NoRetur
     if spec.retry_seconds:
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=spec.retry_seconds)))
         trailing.append(("retry-after", str(spec.retry_seconds)))
-    details.append(error_response(refusal, request_id))  # last: the edge takes the last one for its body
+    # No BadRequest beside it: the violations twice would not fit into the 8 KB of metadata that clients accept.
+    details.append(error_response(refusal, request_id))  # last: the edge makes its body of the last one
     for detail in details:
-        status.details.add().Pack(detail, deterministic=True)
+        status.details.add().Pack(detail, deterministic=True)  # so that equal refusals have equal bytes
     trailing.append(("grpc-status-details-bin", status.SerializeToString(deterministic=True)))
     await context.abort(grpc_status, refusal.message, tuple(trailing))

@@ -1,93 +1,58 @@
-"""Whether a request keeps the contract's rules: those written in the protos, checked by protovalidate, and the one they
-cannot say, that a URL's host is public."""
+"""Checks a request against the contract's rules. All of them are written in the protos, none in this file.
 
-import ipaddress
-import re
-from collections.abc import Sequence
-from urllib.parse import SplitResult, urlsplit
+protovalidate checks the `buf.validate` rules. They cannot express that the host of a URL is public. So this module
+checks the fields that have our own option `public_url`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 
 import protovalidate
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from server.config import NUMBERS_PER_ORDER_MAX
-from server.errors import Code, Refusal
+from buf.validate import validate_pb2
+from ordernumbers.v1 import options_pb2
+from server.rpc.public_url import is_public
 
 NOT_PUBLIC = "must be a public https:// URL"
-NOT_A_KEY = "must be one of 1..255 visible ASCII characters"
-
-_BARE_KEY = re.compile(r'(?!")[!-~]{1,255}', re.ASCII)
-_QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\]){1,255})"', re.ASCII)
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
-_NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
-# Last labels of names that the public DNS does not hold: what they mean is up to the network of whoever looks them up.
-# example.com, .net and .org are special-use names too, but resolve as any other: documents and tests order with them.
-_NOT_PUBLIC_TLDS = {
-    *("alt", "example", "invalid", "local", "localhost", "onion", "test"),  # RFC 6761, 6762, 7686, 9476
-    "arpa",  # RFC 3172: for infrastructure. home.arpa (RFC 8375), resolver.arpa (RFC 9462), the reverse zones
-    "internal",  # ICANN, 2024: for private use
-    *("corp", "home", "intranet", "lan", "mail", "private"),  # RFC 6762, appendix G; ICANN, 2018: never delegated
-    *("consul", "default", "localdomain", "svc"),  # in use inside by default: Consul, Kubernetes, Linux
-}
-_PORT = re.compile(r"(:[0-9]{1,5})?", re.ASCII)
-# What `is_global` lets through, in some Python or in all: addresses that a cloud or a protocol has taken, multicast,
-# documentation, and IPv6 that leads to an IPv4 address of the sender's choice (NAT64, Teredo, 6to4).
-_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-_EXCEPTIONS: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = (
-    *map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")),
-    *map(ipaddress.IPv6Network, ("2001::/23", "2002::/16", "3fff::/20")),
-)
 
 _validator = protovalidate.Validator()
 
 
-def validate(request: Message, idempotency_keys: Sequence[str | bytes] = ()) -> str | None:
-    """The idempotency key among the values that the call gave, if it gave any.
+def violations(request: Message) -> dict[str, str]:
+    """Return every field at fault with the first rule it breaks: {"numbers[1]": "must be E.164"}.
 
-    Raises VALIDATION_FAILED with every field at fault and the first rule it breaks, all at once.
+    Raises UnsupportedField if the request's class has `public_url` on a field that this module cannot check.
     """
-    details = _order_violations(request) if isinstance(request, OrderNumbersRequest) else _violations(request)
-    key = _idempotency_key(idempotency_keys)
-    if idempotency_keys and key is None:
-        details["idempotency-key"] = NOT_A_KEY
-    if details:
-        raise Refusal(Code.VALIDATION_FAILED, details=details)
-    return key
+    too_long = _too_long_lists(request)
+    if too_long:  # a request has room for 30 000 items, which take a second to check
+        request = _shortened(request, too_long)
+    found = _broken_rules(request)
+    for path, url in _public_urls(request):
+        # An empty string counts as absent. A field that must not be empty has a rule of its own.
+        if url and path not in found and not is_public(url):
+            found[path] = NOT_PUBLIC
+    return {path: rule for path, rule in found.items() if not _is_item(path, too_long)}
 
 
-def _idempotency_key(values: Sequence[str | bytes]) -> str | None:
-    """The one well-formed key: bare, or quoted as RFC 8941 has strings."""
-    if len(values) != 1 or not isinstance(values[0], str):
-        return None
-    quoted = _QUOTED_KEY.fullmatch(values[0])
-    if quoted:
-        return re.sub(r"\\(.)", r"\1", quoted[1])
-    return values[0] if _BARE_KEY.fullmatch(values[0]) else None
+class UnsupportedField(TypeError):
+    """The proto has the option `public_url` where it cannot be checked. The message names the field."""
 
 
-def _order_violations(request: OrderNumbersRequest) -> dict[str, str]:
-    if len(request.numbers) > NUMBERS_PER_ORDER_MAX:  # say so, without a look at each of perhaps many thousands
-        request = OrderNumbersRequest.FromString(request.SerializeToString())
-        del request.numbers[NUMBERS_PER_ORDER_MAX + 1 :]
-        details = {field: rule for field, rule in _violations(request).items() if not field.startswith("numbers[")}
-    else:
-        details = _violations(request)
-    urls = {"inbound_url": request.inbound_url, "status_url": request.status_url}
-    for field, url in urls.items():
-        if url and field not in details and not is_public(url):
-            details[field] = NOT_PUBLIC
-    return details
+# ---------------------------------------------------------------- the rules of buf.validate
 
 
-def _violations(request: Message) -> dict[str, str]:
-    details: dict[str, str] = {}
+def _broken_rules(request: Message) -> dict[str, str]:
+    found: dict[str, str] = {}
     for violation in _validator.collect_violations(request):
-        details.setdefault(_path(violation), violation.proto.message)
-    return details
+        # Keep the first rule, because a response has one rule per field.
+        found.setdefault(_path(violation), violation.proto.message)
+    return found
 
 
 def _path(violation: protovalidate.Violation) -> str:
-    """`numbers[1]`: where in the request a rule is broken."""
+    """Return where in the request a rule is broken, such as `numbers[1]`."""
     path = ""
     for element in violation.proto.field.elements if violation.proto.field else ():
         path += f".{element.field_name}" if path else element.field_name
@@ -96,47 +61,82 @@ def _path(violation: protovalidate.Violation) -> str:
     return path
 
 
-def is_public(url: str) -> bool:
-    """Whether the host of an https:// URL is one that the whole internet can reach by that name: a DNS name of two
-    labels or more that no resolver takes for an address (RFC 3986, WHATWG), none of the special-use names (RFC 6761),
-    or a global IP address written canonically. A public name may still lead to a private address: whoever calls the
-    URL must look at the address."""
-    try:
-        parts = urlsplit(url)
-        return _is_port(parts) and _is_public_host(_host(parts))
-    except ValueError:
+@cache
+def _limited_lists(message: Descriptor) -> Sequence[tuple[str, int]]:
+    """Return the lists of a message that have a `max_items` rule, each with that limit."""
+    rules = {field.name: field.GetOptions().Extensions[validate_pb2.field] for field in message.fields}
+    return [(name, rule.repeated.max_items) for name, rule in rules.items() if rule.repeated.HasField("max_items")]
+
+
+def _too_long_lists(request: Message) -> dict[str, int]:
+    lists = _limited_lists(request.DESCRIPTOR)
+    return {name: items_max for name, items_max in lists if len(getattr(request, name)) > items_max}
+
+
+def _shortened(request: Message, too_long: Mapping[str, int]) -> Message:
+    """Return a copy with one item too many in each list, so that the list still breaks its rule."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    for name, items_max in too_long.items():
+        del getattr(copy, name)[items_max + 1 :]
+    return copy
+
+
+def _is_item(path: str, lists: Collection[str]) -> bool:
+    name, bracket, _ = path.partition("[")
+    return bool(bracket) and name in lists
+
+
+# ---------------------------------------------------------------- the option public_url
+
+
+def _public_urls(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every URL that must be public, in this message and its sub-messages, with its path."""
+    for field in _fields_with_urls(message.DESCRIPTOR):
+        for path, value in _values(message, field, prefix + field.name):
+            if isinstance(value, Message):
+                yield from _public_urls(value, f"{path}.")
+            else:
+                yield path, value
+
+
+def _values(message: Message, field: FieldDescriptor, path: str) -> Iterator[tuple[str, Message | str]]:
+    """Yield the values that a field has, with their paths. A field that is not set has none."""
+    if field.is_repeated:
+        yield from ((f"{path}[{i}]", value) for i, value in enumerate(getattr(message, field.name)))
+    elif not field.has_presence or message.HasField(field.name):
+        yield path, getattr(message, field.name)
+
+
+@cache
+def _fields_with_urls(message: Descriptor) -> Sequence[FieldDescriptor]:
+    """Return the fields of a message that have the option, or whose sub-messages have such fields."""
+    return [field for field in message.fields if _is_url(field) or _has_urls(field)]
+
+
+def _is_url(field: FieldDescriptor) -> bool:
+    """Whether the field has the option. Raises UnsupportedField if it is not a string."""
+    is_url = field.GetOptions().Extensions[options_pb2.public_url]
+    if is_url and field.type != FieldDescriptor.TYPE_STRING:
+        raise UnsupportedField(f"{field.full_name}: the option public_url is only for fields of type string")
+    return is_url
+
+
+def _has_urls(field: FieldDescriptor) -> bool:
+    """Whether a sub-message of the field has the option on one of its fields. Raises UnsupportedField for a map."""
+    message = field.message_type
+    if message is None or not any(_is_url(each) for found in _with_sub_messages(message) for each in found.fields):
         return False
+    if message.GetOptions().map_entry:
+        raise UnsupportedField(f"{field.full_name}: the option public_url is not supported inside a map")
+    return True
 
 
-def _host(parts: SplitResult) -> str:
-    return parts.netloc[: parts.netloc.index("]") + 1] if "[" in parts.netloc else parts.netloc.partition(":")[0]
-
-
-def _is_port(parts: SplitResult) -> bool:
-    rest = parts.netloc.removeprefix(_host(parts))
-    return _PORT.fullmatch(rest) is not None and parts.port != 0  # .port raises ValueError beyond 65535
-
-
-def _is_public_host(host: str) -> bool:
-    if host.startswith("["):
-        return _is_public_ipv6(host[1:-1])
-    name = host.removesuffix(".")
-    labels = name.split(".")
-    last = labels[-1].lower()
-    if not _NUMERIC_LABEL.fullmatch(last):
-        well_formed = len(labels) > 1 and len(name) <= 253 and all(map(_LABEL.fullmatch, labels))
-        return well_formed and last not in _NOT_PUBLIC_TLDS
-    return _is_public_ipv4(host)
-
-
-def _is_public_ipv4(text: str) -> bool:
-    return _is_global(ipaddress.IPv4Address(text))  # four decimal numbers without leading zeros, or ValueError
-
-
-def _is_public_ipv6(text: str) -> bool:
-    address = ipaddress.IPv6Address(text)
-    return str(address) == text and address in _GLOBAL_IPV6 and _is_global(address)
-
-
-def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address.is_global and not any(address in network for network in _EXCEPTIONS)
+def _with_sub_messages(message: Descriptor) -> Collection[Descriptor]:
+    """Return a message class, and the classes of all messages that can be inside it."""
+    found, waiting = {message}, [message]  # a message can contain itself, so each class is visited once
+    while waiting:
+        children = {field.message_type for field in waiting.pop().fields if field.message_type} - found
+        found |= children
+        waiting += children
+    return found

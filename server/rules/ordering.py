@@ -1,4 +1,7 @@
-"""The decision on orders: plain values in, plain values out. All the rules of the sale live here."""
+"""The decision on orders: plain values in, plain values out. All the rules of the sale are here.
+
+The caller has read the state under locks and keeps them until the decisions are written (store/orders.py).
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,31 +12,32 @@ SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
 
 
 def decide(orders: Iterable[Order], state: State) -> list[Decision]:
-    """What becomes of each order, in turn; each sees what the ones before it took."""
+    """Decide each order in turn. Each sees what the orders before it took."""
     taken: set[str] = set()
-    used: set[tuple[Id, str]] = set()
+    used_keys: set[tuple[Id, str]] = set()
     accounts = dict(state.accounts)
     decisions: list[Decision] = []
     for order in orders:
-        claim = _claim(order)
-        # Its answer is known when the order that took the key before it is written, and no sooner.
-        decision = Retry() if claim in used else _decide_one(order, state, taken, accounts)
+        key = _scoped_key(order)
+        # The earlier order's response is stored when it is written. Until then there is none to replay.
+        decision = Retry() if key in used_keys else _decide_one(order, state, taken, accounts)
         if isinstance(decision, Placed):
             taken.update(order.numbers)
-            if claim:
-                used.add(claim)
+            if key:
+                used_keys.add(key)
             accounts[order.organization_id] = decision.account
         decisions.append(decision)
     return decisions
 
 
 def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[Id, Account]) -> Decision:
-    if order.organization_id in state.busy:
+    if order.organization_id in state.locked_elsewhere:
         return Retry()
+    # Before the locked numbers: a refusal or a replay needs none of them.
     known = _key_refusal(order, state) or _replay(order, state)
     if known:
         return known
-    if not state.busy.isdisjoint(order.numbers):
+    if not state.locked_elsewhere.isdisjoint(order.numbers):
         return Retry()
     refusal = _campaign_refusal(order, state) or _shortage(order, state, taken)
     if refusal:
@@ -54,24 +58,26 @@ def _key_refusal(order: Order, state: State) -> Refusal | None:
     return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
 
 
-def _claim(order: Order) -> tuple[Id, str] | None:
+def _scoped_key(order: Order) -> tuple[Id, str] | None:
+    """The idempotency key with its organization. Two organizations may use the same key."""
     return (order.organization_id, order.idempotency.key) if order.idempotency else None
 
 
 def _replay(order: Order, state: State) -> Replayed | Refusal | None:
-    claim = _claim(order)
-    stored = state.stored.get(claim) if claim else None
+    key = _scoped_key(order)
+    stored = state.stored_responses.get(key) if key else None
     if order.idempotency is None or stored is None:
         return None
     if stored.fingerprint != order.idempotency.fingerprint:
         return Refusal(Code.IDEMPOTENCY_KEY_REUSED)
-    return Replayed(stored.answer)
+    return Replayed(stored.response)
 
 
 def _campaign_refusal(order: Order, state: State) -> Refusal | None:
-    if order.campaign_id is None:
+    campaign_id = order.routing.campaign_id
+    if campaign_id is None:
         return None
-    campaign = state.campaigns.get((order.organization_id, order.campaign_id))
+    campaign = state.campaigns.get((order.organization_id, campaign_id))
     if campaign is None:
         return Refusal(Code.NOT_FOUND)
     if campaign.status != "ACTIVE":

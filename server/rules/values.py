@@ -1,4 +1,4 @@
-"""The values that the rules speak of: orders, and what the database holds of all that they name."""
+"""The values that the rules work on: orders, and what the database holds about everything that they name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,31 @@ from typing import NamedTuple
 from server.errors import Refusal
 
 Id = str
-"""A UUID as canonical text: as the wire and the database's answers have it, and cheaper than an object."""
+"""A UUID as canonical text. Requests and the database's results have it so, and it is cheaper than an object."""
 
 
 class Idempotency(NamedTuple):
-    """The key under which an order is carried out once however often it is sent, and the digest of what it asks for."""
+    """An idempotency key, and the digest of the request that it was sent with."""
 
     key: str
     fingerprint: bytes
 
 
+class Routing(NamedTuple):
+    """The optional fields of an order. Each of its numbers has them as well.
+
+    The proto's fields, the database's columns and order.sql have the same names. So code that copies them needs no
+    change for a new one.
+    """
+
+    inbound_url: str | None = None
+    status_url: str | None = None
+    label: str | None = None
+    campaign_id: Id | None = None
+
+
 class Order(NamedTuple):
-    """One order as asked, with the ids it will have if it is placed; one assignment id a number, in its order."""
+    """A requested order. Its ids are those that it has if it is placed: one assignment id per number, in order."""
 
     id: Id
     organization_id: Id
@@ -29,15 +42,12 @@ class Order(NamedTuple):
     request_id: str
     numbers: tuple[str, ...]
     assignment_ids: tuple[Id, ...]
-    inbound_url: str | None = None
-    status_url: str | None = None
-    label: str | None = None
-    campaign_id: Id | None = None
+    routing: Routing = Routing()
     idempotency: Idempotency | None = None
 
 
 class Number(NamedTuple):
-    """A number of the inventory as its row says: what it is, what it costs, and whose it is."""
+    """A number's row in the inventory: what it is, what it costs, and who has it."""
 
     number_type: str
     sms_enabled: bool
@@ -48,21 +58,21 @@ class Number(NamedTuple):
     free_at: datetime | None
 
     def is_available_to(self, organization_id: Id, now: datetime) -> bool:
-        """Not assigned, and neither in quarantine nor held for somebody else."""
+        """Whether the organization can order it: not assigned, not in quarantine, not held for another organization."""
         if self.assignment_id is not None:
             return False
         return self.free_at is None or self.free_at <= now or self.held_by == organization_id
 
 
 class Account(NamedTuple):
-    """An organization's credit and the number of its newest ledger entry."""
+    """An organization's balance, and the number of its newest ledger entry."""
 
     balance_micros: int
     entry_no: int
 
 
-class Key(NamedTuple):
-    """What a key may do, and until when."""
+class KeyGrant(NamedTuple):
+    """What an API key allows, and until when."""
 
     scopes: Sequence[str]
     expires_at: datetime | None
@@ -73,32 +83,32 @@ class Key(NamedTuple):
 
 
 class Campaign(NamedTuple):
-    """A messaging campaign's status, and the identity status of the brand it is linked to, if any."""
+    """A messaging campaign's status, and the identity status of its brand, if it has one."""
 
     status: str
     identity_status: str | None
 
 
 class StoredResponse(NamedTuple):
-    """What was answered to the order that an idempotency key was used for, and the digest of what it asked for."""
+    """What is stored under an idempotency key: the response, and the digest of the request that got it."""
 
     fingerprint: bytes
-    answer: bytes
+    response: bytes
 
 
 class State(NamedTuple):
-    """What the database says of all that a batch of orders names. What is not in it does not exist."""
+    """What the database holds about everything that a batch of orders names. What is not in it does not exist."""
 
     now: datetime
     numbers: Mapping[str, Number] = MappingProxyType({})
     accounts: Mapping[Id, Account] = MappingProxyType({})
-    keys: Mapping[Id, Key] = MappingProxyType({})
+    keys: Mapping[Id, KeyGrant] = MappingProxyType({})
     campaigns: Mapping[tuple[Id, Id], Campaign] = MappingProxyType({})
     """By organization and campaign."""
-    stored: Mapping[tuple[Id, str], StoredResponse] = MappingProxyType({})
+    stored_responses: Mapping[tuple[Id, str], StoredResponse] = MappingProxyType({})
     """By organization and idempotency key."""
-    busy: frozenset[str] = frozenset()
-    """Numbers and organizations whose rows somebody else has locked: nothing is known of them."""
+    locked_elsewhere: frozenset[str] = frozenset()
+    """Numbers and organizations whose rows another transaction has locked. Nothing else is known about them."""
 
 
 class Placed(NamedTuple):
@@ -112,19 +122,19 @@ class Placed(NamedTuple):
 
     @property
     def prices_micros(self) -> tuple[int, ...]:
-        """Of each number, in the order's order."""
+        """The price of each number, in the order's order."""
         return tuple(number.price_micros for number in self.numbers)
 
 
 class Replayed(NamedTuple):
-    """An order that had been carried out before under its idempotency key: what was answered then."""
+    """An order that was carried out earlier under its idempotency key: the response from then."""
 
-    answer: bytes
+    response: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """An order that cannot be decided now, since somebody else is at work on what it needs. Nothing has been done."""
+    """An order that cannot be decided now, because another transaction has locked what it needs. Nothing is done."""
 
 
 Decision = Placed | Replayed | Refusal | Retry

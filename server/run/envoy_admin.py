@@ -1,4 +1,4 @@
-"""Envoy's admin page. It obeys whoever reaches it, so it is on a Unix socket in a folder that only we may enter."""
+"""Envoy's admin page, on a Unix socket. Envoy obeys everyone who can connect, so only our user may enter its folder."""
 
 import json
 import socket
@@ -13,34 +13,35 @@ SOCKET_MODE = 0o600
 
 
 def admin_socket(settings: Settings) -> Path:
-    """The path of the socket, one a port: edges may share a data folder. Its folder exists. Raises OperatorError."""
+    """Return the path of the socket, and create its folder. Raises OperatorError if that is not possible."""
+    # The port is in the name, because several edges may share a data folder.
     name = f"envoy-{settings.rest_port}.sock"
     return socket_folder(settings.data_dir, name) / name
 
 
 def ask(settings: Settings, method: str, path: str) -> bytes:
-    """What Envoy answers there. Raises OSError when it does not answer 200."""
-    connection = _Connection(admin_socket(settings))
+    """Send a request to the admin page, and return the body. Raises OSError if the status is not 200."""
+    connection = _UnixConnection(admin_socket(settings))
     try:
         connection.request(method, path)
-        answer = connection.getresponse()
-        body = answer.read()
-    except HTTPException as error:  # it ended meanwhile
-        raise OSError(f"Envoy did not answer {path}: {error!r}") from None
+        response = connection.getresponse()
+        body = response.read()
+    except HTTPException as error:  # Envoy exited before its response was complete
+        raise OSError(f"no response from Envoy to {path}: {error!r}") from None
     finally:
         connection.close()
-    if answer.status != 200:
-        raise OSError(f"Envoy answered {path} with {answer.status}")
+    if response.status != 200:
+        raise OSError(f"Envoy returned {response.status} to {path}")
     return body
 
 
 def stat(settings: Settings, name: str) -> int:
-    """One of Envoy's counters or gauges; 0 while it has none of that name. Raises OSError as `ask` does."""
+    """Return one of Envoy's counters or gauges, or 0 if Envoy has none with that name. Raises OSError as `ask` does."""
     stats = json.loads(ask(settings, "GET", f"/stats?format=json&filter=^{name}$"))["stats"]
     return sum(int(each["value"]) for each in stats if "value" in each)
 
 
-class _Connection(HTTPConnection):
+class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=TIMEOUT_SECONDS)
         self._path = path

@@ -1,69 +1,64 @@
-"""`ordernumbers up`: everything on this machine, in the foreground: PostgreSQL, workers, Envoy, and a demo.
+"""`ordernumbers up`: PostgreSQL, the workers, Envoy and a demo on this machine, in the foreground.
 
-Started in that order, each kept alive, and stopped in the opposite order, so that no call is dropped. Should this
-process be killed instead, every other one notices by its lifeline and ends.
+They start in that order and stop in the opposite order, so that no call is dropped. If this process is killed, each
+child process sees that its stdin closes, and exits.
 """
 
 import asyncio
 import errno
 import os
-import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
 from server.config import PREFIX, Settings
 from server.errors import OperatorError
 from server.log import log_as_json
-from server.run.edge import CONTRACT, Edge, is_ready
-from server.run.embedded.demo import KEY_FILE, available_numbers, make_demo
+from server.run.banner import DemoNumbers, banner
+from server.run.edge import Edge, is_ready
+from server.run.embedded.demo import available_numbers, make_demo
 from server.run.embedded.postgres import EmbeddedPostgres
-from server.run.envoy_admin import admin_socket
 from server.run.serve import workers
 from server.run.supervisor import supervised, until_stopped
 from server.store import migrations
 from server.store.engine import admin_engine
 
 PORT_WAIT_SECONDS = 2.0
-"""What is left of a run that was killed frees its ports within that time."""
+"""How long we wait for a port. The processes of a run that was killed free their ports within this time."""
 POLL_SECONDS = 0.1
 
 
 def run(settings: Settings, *, demo: bool | None = None, migrate: bool = False) -> None:
-    """Run everything until SIGTERM, SIGINT or the death of our parent; with `demo`, there is something to order.
+    """Run everything until SIGTERM, SIGINT, or the death of our parent. Raises OperatorError if it cannot start.
 
-    Uses the database of DATABASE_URL if that is set, else one of its own in the data folder, which it migrates. In the
-    former it changes nothing that it was not told to. Raises OperatorError saying why it cannot start.
+    Without DATABASE_URL it runs an embedded PostgreSQL, migrates it, and creates the demo unless `demo` is False. With
+    DATABASE_URL it changes that database only if asked to: it migrates if `migrate`, and creates the demo if `demo`.
     """
     log_as_json()
-    is_own = settings.database_url is None
-    asyncio.run(until_stopped(_up(settings, demo=is_own if demo is None else demo, migrate=is_own or migrate)))
+    asyncio.run(until_stopped(_up(settings, demo=demo, migrate=migrate)))
 
 
-async def _up(settings: Settings, *, demo: bool, migrate: bool) -> None:
-    began = time.monotonic()
-    parent_watch = asyncio.create_task(_stop_with(os.getppid()))
+async def _up(settings: Settings, *, demo: bool | None, migrate: bool) -> None:
+    started_at = time.monotonic()
+    parent_watch = asyncio.create_task(_stop_when_parent_dies(os.getppid()))
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(_database(settings))
-        await asyncio.to_thread(_prepare, url, migrate=migrate)
-        example = await asyncio.to_thread(_example, url, settings.data_dir) if demo else Example([], WITHOUT_DEMO)
-        # No grace for being told of: when they are stopped the edge is gone already.
+        await asyncio.to_thread(_prepare_schema, url, migrate=migrate or settings.database_url is None)
+        demo_numbers = await asyncio.to_thread(_prepare_demo, settings, url, demo)
+        # The edge stops before the workers, so no client is left to learn that they drain.
         servers = workers(settings.model_copy(update={"drain_ms": 0}), url)
         await stack.enter_async_context(supervised(servers))
         await stack.enter_async_context(supervised([Edge(settings, is_ready)]))
-        print(_banner(settings, example, time.monotonic() - began), flush=True)
+        print(banner(settings, demo_numbers, time.monotonic() - started_at), flush=True)
         await parent_watch
 
 
-async def _stop_with(parent: int) -> None:
-    """Ends us when our parent dies, unless we were told (nohup) to outlive it."""
+async def _stop_when_parent_dies(parent: int) -> None:
+    # An ignored SIGHUP means that we were started with nohup, which asks us to outlive our parent.
     while os.getppid() == parent or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # noqa: ASYNC110
         await asyncio.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -75,14 +70,15 @@ async def _stop_with(parent: int) -> None:
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[str]:
-    """The URL of the database: the given one, or a PostgreSQL of our own that runs meanwhile."""
+    """Yield the URL of the database. Without DATABASE_URL the embedded PostgreSQL runs during this context."""
     if settings.database_url is not None:
         await _require_free_ports(settings)
         yield settings.database_url
         return
     postgres = EmbeddedPostgres(settings.data_dir)
     try:
-        postgres.claim()
+        # If another `ordernumbers up` runs here, the message about the folder helps more than one about ports.
+        postgres.lock_data_dir()
         await _require_free_ports(settings)
         async with supervised([PostgresProcess(postgres)]):
             yield postgres.url()
@@ -91,7 +87,7 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
 
 
 class PostgresProcess:
-    """The embedded PostgreSQL, as a part that is kept alive."""
+    """The embedded PostgreSQL as a managed process."""
 
     name = "PostgreSQL"
 
@@ -110,60 +106,61 @@ class PostgresProcess:
         await asyncio.to_thread(self._postgres.stop)
 
 
-class Example(NamedTuple):
-    """What the banner's calls order, and why if there is nothing to."""
-
-    numbers: list[str]
-    reason: str = ""
-
-
-WITHOUT_DEMO = "There is no demo here. `ordernumbers up --demo` makes one in a database without organizations."
-
-
-def _prepare(url: str, *, migrate: bool) -> None:
-    """Check that the database has our schema. Raises OperatorError with what to do when it has not."""
+def _prepare_schema(url: str, *, migrate: bool) -> None:
+    """Migrate the database if `migrate`. Raises OperatorError if it does not have this version's schema."""
     engine = admin_engine(url)
     try:
         if migrate:
             migrations.upgrade(engine)
         migrations.require(engine)
     except OperationalError as error:
-        raise OperatorError(f"the database does not answer: {error.orig}") from None
+        raise OperatorError(f"cannot reach the database: {error.orig}") from None
 
 
-def _example(url: str, data_dir: Path) -> Example:
+def _prepare_demo(settings: Settings, url: str, demo: bool | None) -> DemoNumbers:
+    """Create the demo if it is wanted and missing, and return numbers for the banner's example calls."""
+    if demo is False:
+        return DemoNumbers([], "Demo skipped (--no-demo).")
+    if demo is None and settings.database_url is not None:
+        return DemoNumbers(
+            [],
+            "Demo skipped, because DATABASE_URL is set. "
+            "`ordernumbers up --demo` creates one in a database without organizations.",
+        )
     engine = admin_engine(url)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    if not make_demo(engine, data_dir):
-        return Example([], "There is no demo: the database has organizations, and none of them is in our data folder.")
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if not make_demo(engine, settings.data_dir):
+        return DemoNumbers([], "Demo skipped, because the database has organizations but no demo of this data folder.")
     numbers = available_numbers(engine, 3)
-    enough = Example(numbers)
-    return enough if len(numbers) == 3 else Example([], "The demo's numbers are sold; import more: inventory import")
+    if len(numbers) < 3:
+        return DemoNumbers([], "The demo's numbers are sold. Import more with `ordernumbers inventory import`.")
+    return DemoNumbers(numbers)
 
 
 # ---------------------------------------------------------------- ports
 
 
 async def _require_free_ports(settings: Settings) -> None:
-    """Raises OperatorError naming the first port that is not free and its setting."""
+    """Raise OperatorError if a port is not free. The message names the port and its setting."""
     deadline = time.monotonic() + PORT_WAIT_SECONDS
-    wanted = [
+    ports = [
         (str(settings.bind), settings.rest_port, "REST_PORT"),
         *((str(settings.grpc_bind), port, "GRPC_PORT") for port in settings.grpc_ports),
     ]
-    for host, port, name in wanted:
-        while problem := _problem(host, port):
-            if problem.errno != errno.EADDRINUSE:
-                raise OperatorError(f"cannot listen on port {port} of {host} ({PREFIX}{name}): {problem.strerror}")
+    for host, port, name in ports:
+        while error := _listen_error(host, port):
+            if error.errno != errno.EADDRINUSE:
+                raise OperatorError(f"cannot listen on port {port} of {host} ({PREFIX}{name}): {error.strerror}")
             if time.monotonic() > deadline:
                 raise OperatorError(
-                    f"port {port} of {host} is in use; stop what uses it, or set {PREFIX}{name} to another"
+                    f"port {port} of {host} is in use. Stop the process that uses it, or set {PREFIX}{name} to another"
                 )
             await asyncio.sleep(POLL_SECONDS)
 
 
-def _problem(host: str, port: int) -> OSError | None:
+def _listen_error(host: str, port: int) -> OSError | None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # Without SO_REUSEADDR, connections of an earlier run in TIME_WAIT would count as use of the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -171,65 +168,3 @@ def _problem(host: str, port: int) -> OSError | None:
         except OSError as error:
             return error
     return None
-
-
-# ---------------------------------------------------------------- the banner
-
-
-def _banner(settings: Settings, example: Example, seconds: float) -> str:
-    edge_address = _address(settings.bind, settings.rest_port)
-    scheme = "https" if settings.tls_cert else "http"
-    workers_at = ", ".join(_address(settings.grpc_bind, port) for port in settings.grpc_ports)
-    return f"""
-OrderNumbers is ready, after {seconds:.1f} s.
-
-  REST and gRPC   {scheme}://{edge_address}   (GET /healthz)
-  workers         {workers_at}   (gRPC, with reflection)
-  Envoy's admin   curl --unix-socket {_quoted(admin_socket(settings))} http://localhost/
-  data folder     {_shown(settings.data_dir)}
-
-{_calls(settings, example, edge_address) if example.numbers else example.reason}
-
-Ctrl-C stops everything. What follows are the logs.
-"""
-
-
-def _calls(settings: Settings, example: Example, address: str) -> str:
-    key = f'"Authorization: Bearer $(cat {_quoted(settings.data_dir / KEY_FILE)})"'
-    ca = f" --cacert {_quoted(settings.tls_cert)}" if settings.tls_cert else ""
-    scheme, how = ("https", ca) if settings.tls_cert else ("http", " --http2-prior-knowledge")
-    beside = Path(sys.executable).with_name("buf")
-    buf = _quoted(beside) if beside.exists() else "buf"
-    schema = _quoted(CONTRACT / "descriptors.binpb")
-    bodies = [f"""-d '{{"numbers": ["{number}"]}}'""" for number in example.numbers]
-    method = "ordernumbers.v1.PhoneNumberService/OrderNumbers"
-    return f"""Order a number:
-
-curl{ca} {scheme}://{address}/v1/phone-numbers/orders \\
-  -H {key} \\
-  -H 'Content-Type: application/json' {bodies[0]}
-
-The same call over gRPC, with buf or with grpcurl:
-
-{buf} curl --protocol grpc{how} --schema {schema} \\
-  -H {key} {bodies[1]} \\
-  {scheme}://{address}/{method}
-
-grpcurl -plaintext -H {key} \\
-  {bodies[2]} {_address(settings.grpc_bind, settings.grpc_port)} {method}"""
-
-
-def _address(host: object, port: int) -> str:
-    """Where to call what listens on that address."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))  # noqa: S104
-    return f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
-
-
-def _shown(path: Path) -> str:
-    """The path as one would type it in the folder where we were started."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(_shown(path))

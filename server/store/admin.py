@@ -1,8 +1,10 @@
-"""What operators do: organizations, credit, keys, brands and campaigns. Each function acts in the caller's transaction.
+"""What operators do: organizations, credit, keys, brands and campaigns. Each function runs in the caller's transaction.
 
-Every change of a key, brand or campaign first takes the row of its organization by raising `revision`, as every order
-does by locking it, so that an order comes wholly before the change or wholly after it. Unknown ids, another
-organization's brand and unknown words raise OperatorError; the caller's transaction is then to be rolled back.
+A change of a key, brand or campaign first locks the row of its organization, by raising `revision`. Every order locks
+that row too. So an order is either wholly before the change or wholly after it.
+
+Every function raises OperatorError for an unknown id, a value that is not allowed, or a brand of another organization.
+The caller must then roll back its transaction.
 """
 
 from collections.abc import Sequence
@@ -32,19 +34,20 @@ from server.store.tables import (
 TEXT_CHARS_MAX = 255
 KEY_LIFE_MAX = timedelta(days=36_500)
 
-_NOW = func.clock_timestamp()  # not now(): that is when the transaction began, before it waited for any lock
+# Not now(): that is the time when the transaction started, before it waited for a lock.
+_NOW = func.clock_timestamp()
 
-# What the database itself refuses, by the name of the constraint.
-_REASONS = {
+# The database checks these rules itself. The keys are the names of its constraints.
+_MESSAGES = {
     "organization_balance_not_negative": "the balance would fall below zero",
-    "brand_identity_status_known": f"a brand's identity status is one of {', '.join(IDENTITY_STATUSES)}",
-    "campaign_status_known": f"a campaign's status is one of {', '.join(CAMPAIGN_STATUSES)}",
-    "campaign_brand_fkey": "the brand is not one of the organization's",
+    "brand_identity_status_known": f"a brand's identity status must be one of {', '.join(IDENTITY_STATUSES)}",
+    "campaign_status_known": f"a campaign's status must be one of {', '.join(CAMPAIGN_STATUSES)}",
+    "campaign_brand_fkey": "the brand does not belong to the organization",
 }
 
 
 class Organization(NamedTuple):
-    """An organization, its credit balance in micros, and how many numbers are assigned to it now."""
+    """An organization, its credit balance in micros, and the count of numbers assigned to it now."""
 
     id: UUID
     name: str
@@ -53,14 +56,17 @@ class Organization(NamedTuple):
 
 
 class NewKey(NamedTuple):
-    """A key just made. Its text is nowhere else: only its digest is stored."""
+    """A new key and its text. The text cannot be read again: the database stores only its digest."""
 
     id: UUID
     key: str
 
 
-class Key(NamedTuple):
-    """What is known of a key. Instants are None where it never expires, or was not revoked."""
+class KeyInfo(NamedTuple):
+    """What the database stores about a key, except its digest.
+
+    `expires_at` is None if it never expires, and `revoked_at` is None if it is not revoked.
+    """
 
     id: UUID
     scopes: list[str]
@@ -70,9 +76,9 @@ class Key(NamedTuple):
 
 
 def create_organization(connection: Connection, name: str, credit_micros: int = 0) -> UUID:
-    """A new organization, with a first ledger entry if it starts with credit."""
+    """Create an organization, with a first ledger entry if it starts with credit. Return its id."""
     organization_id = uuid7()
-    row = {"id": organization_id, "name": _checked("a name", name), "created_at": _NOW}
+    row = {"id": organization_id, "name": _checked_text("a name", name), "created_at": _NOW}
     _execute(connection, organization.insert().values(row))
     if credit_micros:
         add_credit(connection, organization_id, credit_micros)
@@ -80,12 +86,13 @@ def create_organization(connection: Connection, name: str, credit_micros: int = 
 
 
 def add_credit(connection: Connection, organization_id: UUID, amount_micros: int, note: str | None = None) -> int:
-    """Write a ledger entry and return the balance after it, in micros. A correction is a negative amount.
+    """Write a ledger entry, and return the balance after it in micros. A negative amount corrects an earlier entry.
 
-    Raises OperatorError when the amount is zero or the balance would fall below zero.
+    Raises OperatorError if the amount is zero or the balance would fall below zero.
     """
     if amount_micros == 0:
         raise OperatorError("the amount must not be zero")
+    # The update locks the row, so that no other transaction can use the same entry_no.
     after = _change_organization(
         connection,
         organization_id,
@@ -98,7 +105,7 @@ def add_credit(connection: Connection, organization_id: UUID, amount_micros: int
         "kind": "credit",
         "amount_micros": amount_micros,
         "balance_micros": after.balance_micros,
-        "note": note and _checked("a note", note),
+        "note": note and _checked_text("a note", note),
         "created_at": _NOW,
     }
     _execute(connection, ledger_entry.insert().values(row))
@@ -106,7 +113,7 @@ def add_credit(connection: Connection, organization_id: UUID, amount_micros: int
 
 
 def show_organization(connection: Connection, organization_id: UUID) -> Organization:
-    """The organization as it is now."""
+    """Return the organization as it is now."""
     numbers = (
         select(func.count())
         .select_from(assignment)
@@ -123,36 +130,37 @@ def show_organization(connection: Connection, organization_id: UUID) -> Organiza
 def create_key(
     connection: Connection, organization_id: UUID, scopes: Sequence[str], expires_in: timedelta | None = None
 ) -> NewKey:
-    """A new key for the organization, with its text, which cannot be had again. No `expires_in`: it never expires."""
+    """Create a key for the organization. It never expires if `expires_in` is None."""
     if not scopes or not set(scopes) <= set(SCOPES):
-        raise OperatorError(f"a key's scopes are one or more of {', '.join(SCOPES)}")
+        raise OperatorError(f"a key must have one or more of the scopes {', '.join(SCOPES)}")
     if expires_in is not None and not timedelta(0) < expires_in <= KEY_LIFE_MAX:
-        raise OperatorError(f"a key expires in more than nothing and at most {KEY_LIFE_MAX.days} days")
-    _touch(connection, organization_id)
-    made = NewKey(uuid7(), new_key(organization_id))
+        raise OperatorError(f"a key must expire in more than 0 and at most {KEY_LIFE_MAX.days} days")
+    _lock_organization(connection, organization_id)
+    created = NewKey(uuid7(), new_key(organization_id))
     row = {
-        "id": made.id,
+        "id": created.id,
         "organization_id": organization_id,
-        "digest": digest(made.key),
+        "digest": digest(created.key),
         "scopes": sorted(set(scopes)),
         "created_at": _NOW,
         "expires_at": None if expires_in is None else _NOW + expires_in,
     }
     _execute(connection, api_key.insert().values(row))
-    return made
+    return created
 
 
-def list_keys(connection: Connection, organization_id: UUID) -> list[Key]:
-    """Every key the organization ever had, the oldest first."""
-    show_organization(connection, organization_id)
+def list_keys(connection: Connection, organization_id: UUID) -> list[KeyInfo]:
+    """Return every key that the organization has or had, oldest first."""
+    show_organization(connection, organization_id)  # raises for an unknown id, which would otherwise list no keys
     columns = (api_key.c.id, api_key.c.scopes, api_key.c.created_at, api_key.c.expires_at, api_key.c.revoked_at)
     query = select(*columns).where(api_key.c.organization_id == organization_id).order_by(api_key.c.id)
-    return [Key._make(row) for row in _execute(connection, query)]
+    return [KeyInfo._make(row) for row in _execute(connection, query)]  # ids are uuid7: sorted by creation
 
 
 def revoke_key(connection: Connection, key_id: UUID) -> datetime:
-    """From the caller's COMMIT on the key assigns nothing. Returns when it was revoked: once revoked it stays so."""
-    _touch_owner(connection, api_key, "key", key_id)
+    """Revoke a key, and return when it was revoked. After the caller's COMMIT no order succeeds with it."""
+    _lock_owner(connection, api_key, "key", key_id)
+    # A key that is already revoked keeps its first time.
     revoked_at = func.coalesce(api_key.c.revoked_at, _NOW)
     change = update(api_key).where(api_key.c.id == key_id).values(revoked_at=revoked_at)
     revoked: datetime = _execute(connection, change.returning(api_key.c.revoked_at)).scalar_one()
@@ -160,13 +168,13 @@ def revoke_key(connection: Connection, key_id: UUID) -> datetime:
 
 
 def create_brand(connection: Connection, organization_id: UUID, name: str, identity_status: str) -> UUID:
-    """A new brand of the organization."""
-    _touch(connection, organization_id)
+    """Create a brand of the organization, and return its id."""
+    _lock_organization(connection, organization_id)
     brand_id = uuid7()
     row = {
         "id": brand_id,
         "organization_id": organization_id,
-        "name": _checked("a name", name),
+        "name": _checked_text("a name", name),
         "identity_status": identity_status,
     }
     _execute(connection, brand.insert().values(row))
@@ -175,21 +183,21 @@ def create_brand(connection: Connection, organization_id: UUID, name: str, ident
 
 def set_brand(connection: Connection, brand_id: UUID, identity_status: str) -> None:
     """Change a brand's identity status."""
-    _touch_owner(connection, brand, "brand", brand_id)
+    _lock_owner(connection, brand, "brand", brand_id)
     _execute(connection, update(brand).where(brand.c.id == brand_id).values(identity_status=identity_status))
 
 
 def create_campaign(
     connection: Connection, organization_id: UUID, name: str, status: str, brand_id: UUID | None = None
 ) -> UUID:
-    """A new campaign of the organization, linked to one of its brands or to none."""
-    _touch(connection, organization_id)
+    """Create a campaign of the organization, linked to one of its brands or to none. Return its id."""
+    _lock_organization(connection, organization_id)
     campaign_id = uuid7()
     row = {
         "id": campaign_id,
         "organization_id": organization_id,
         "brand_id": brand_id,
-        "name": _checked("a name", name),
+        "name": _checked_text("a name", name),
         "status": status,
     }
     _execute(connection, campaign.insert().values(row))
@@ -198,21 +206,22 @@ def create_campaign(
 
 def set_campaign(connection: Connection, campaign_id: UUID, status: str) -> None:
     """Change a campaign's status."""
-    _touch_owner(connection, campaign, "campaign", campaign_id)
+    _lock_owner(connection, campaign, "campaign", campaign_id)
     _execute(connection, update(campaign).where(campaign.c.id == campaign_id).values(status=status))
 
 
-def _touch(connection: Connection, organization_id: UUID) -> None:
-    """Take the organization's row, so that its orders come before or after what follows in this transaction."""
+def _lock_organization(connection: Connection, organization_id: UUID) -> None:
+    """Lock the organization's row until the end of the transaction. Its orders wait."""
     _change_organization(connection, organization_id, revision=organization.c.revision + 1)
 
 
-def _touch_owner(connection: Connection, table: Table, kind: str, row_id: UUID) -> None:
-    """The same for the organization that a row of `table` belongs to, which never changes."""
+def _lock_owner(connection: Connection, table: Table, kind: str, row_id: UUID) -> None:
+    """Lock the row of the organization that a row of `table` belongs to."""
+    # This reads without a lock, which is safe: a row never moves to another organization.
     owner = _execute(connection, select(table.c.organization_id).where(table.c.id == row_id)).scalar_one_or_none()
     if owner is None:
         raise OperatorError(f"no {kind} {row_id}")
-    _touch(connection, owner)
+    _lock_organization(connection, owner)
 
 
 def _change_organization(connection: Connection, organization_id: UUID, **changes: Any) -> Row[Any]:
@@ -224,22 +233,25 @@ def _change_organization(connection: Connection, organization_id: UUID, **change
     return row
 
 
-def _checked(what: str, value: str) -> str:
+def _checked_text(what: str, value: str) -> str:
+    # isprintable() is false for control characters. One of them, NUL, cannot be stored by PostgreSQL.
     if not value.strip() or len(value) > TEXT_CHARS_MAX or not value.isprintable():
-        raise OperatorError(f"{what} has 1 to {TEXT_CHARS_MAX} characters, none of them a control character")
+        raise OperatorError(
+            f"{what} must have 1 to {TEXT_CHARS_MAX} characters, not only spaces, and no control characters"
+        )
     return value
 
 
 def _execute(connection: Connection, statement: Executable) -> CursorResult[Any]:
-    """Run it, and say in words what the database refused."""
+    """Run the statement. Raise OperatorError with a readable message if the database refuses a value."""
     try:
         return connection.execute(statement)
     except IntegrityError as error:
         constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
-        if constraint not in _REASONS:
-            raise
-        raise OperatorError(_REASONS[constraint]) from None
+        if constraint not in _MESSAGES:
+            raise  # no operator can cause this: a bug must show its traceback
+        raise OperatorError(_MESSAGES[constraint]) from None
     except DataError as error:
         if not isinstance(error.orig, NumericValueOutOfRange):
             raise
-        raise OperatorError("the balance would be too large to keep") from None
+        raise OperatorError("the balance would be too large to store") from None

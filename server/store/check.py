@@ -1,9 +1,10 @@
-"""The invariants: what must hold of numbers, assignments, orders, balances and the ledger at every moment; and whether
-the database keeps what it has acknowledged.
+"""The check: do the invariants of numbers, assignments, orders, balances and the ledger hold? Are commits durable?
 
-Sales going on meanwhile raise no false alarm: a finding comes from one statement, which sees one moment, or of rows
-that are never deleted, read after what must come with them. Each statement looks at one range of keys only, since a
-long snapshot keeps a busy organization's row from being cleaned up.
+Orders may run during the check and cause no false findings. Most findings come from one statement, which sees one
+snapshot. The others concern rows that are never deleted, and the rows that must exist with them are read later.
+
+Each statement reads one range of keys only. A long snapshot would stop vacuum from cleaning up the row of a busy
+organization.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,31 +19,33 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
 from server.store.pairing import wrong_orders
 
 RANGE_ROWS = 5000
-"""How much one statement looks at: some tens of milliseconds."""
-ANSWERS_ROWS = 500
-"""The same of kept answers, which name up to 100 numbers each."""
+"""The rows of the table that one statement reads. It takes some tens of milliseconds."""
+RESPONSES_ROWS = 500
+"""The stored responses that one statement reads. Each has up to 100 numbers."""
 
 
-class Rule(NamedTuple):
-    """Something that must never be found, told of each row that `sql` finds among the keys of one range."""
+class Invariant(NamedTuple):
+    """`sql` selects the rows in a range of keys that break the invariant. `finding` describes such a row."""
 
-    sentence: str
+    finding: str
     sql: str
 
 
-class Walk(NamedTuple):
-    """A table, the key it is walked by, and the rules that each range of it is held to."""
+class TableCheck(NamedTuple):
+    """A table, the key that divides it into ranges, and the invariants of its rows."""
 
-    table: str
+    name: str
     key: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    invariants: tuple[Invariant, ...]
 
 
-PHONE_NUMBERS = Walk(
+# The constraints refuse most of the states below. They may still exist after damage, or after a restore that turned
+# the constraints off.
+PHONE_NUMBERS = TableCheck(
     "phone_number",
     ("number",),
     (
-        Rule(
+        Invariant(
             "number {number} has {live} live assignments",
             """
             SELECT number, count(*) AS live
@@ -53,8 +56,8 @@ PHONE_NUMBERS = Walk(
             ORDER BY number
             """,
         ),
-        Rule(
-            "number {number} is marked as assigned by {assignment_id}, which is not a live assignment of it",
+        Invariant(
+            "number {number} refers to assignment {assignment_id}, which is not a live assignment of it",
             """
             SELECT number, assignment_id
             FROM phone_number
@@ -69,21 +72,21 @@ PHONE_NUMBERS = Walk(
     ),
 )
 
-ASSIGNMENTS = Walk(
+ASSIGNMENTS = TableCheck(
     "assignment",
     ("organization_id", "id"),
     (
-        Rule(
-            "assignment {id} is live, and its number {number} is marked as {marked}",
+        Invariant(
+            "assignment {id} is live, but its number {number} refers to {referred}",
             """
-            SELECT assignment.id, number, coalesce('assigned by ' || p.assignment_id, 'not assigned') AS marked
+            SELECT assignment.id, number, coalesce('assignment ' || p.assignment_id, 'no assignment') AS referred
             FROM assignment JOIN phone_number p USING (number)
             WHERE released_at IS NULL AND p.assignment_id IS DISTINCT FROM assignment.id AND {in_range}
             ORDER BY assignment.organization_id, assignment.id
             """,
         ),
-        Rule(
-            "assignment {id} is of number {number}, which is not in the inventory",
+        Invariant(
+            "assignment {id} has number {number}, which is not in the inventory",
             """
             SELECT id, number
             FROM assignment
@@ -91,7 +94,7 @@ ASSIGNMENTS = Walk(
             ORDER BY organization_id, id
             """,
         ),
-        Rule(
+        Invariant(
             "assignment {id} belongs to order {order_id}, which organization {organization_id} does not have",
             """
             SELECT id, order_id, organization_id
@@ -102,7 +105,7 @@ ASSIGNMENTS = Walk(
             ORDER BY organization_id, id
             """,
         ),
-        Rule(
+        Invariant(
             "assignment {id} belongs to campaign {campaign_id}, which organization {organization_id} does not have",
             """
             SELECT id, campaign_id, organization_id
@@ -116,12 +119,12 @@ ASSIGNMENTS = Walk(
     ),
 )
 
-LEDGER = Walk(
+LEDGER = TableCheck(
     "ledger_entry",
     ("organization_id", "entry_no"),
     (
-        Rule(
-            "ledger of organization {organization_id}: entry {entry_no} does not follow entry {previous_no}",
+        Invariant(
+            "ledger of organization {organization_id}: entry {previous_no} is missing before entry {entry_no}",
             """
             SELECT organization_id, entry_no, entry_no - 1 AS previous_no
             FROM ledger_entry
@@ -133,9 +136,9 @@ LEDGER = Walk(
             ORDER BY organization_id, entry_no
             """,
         ),
-        Rule(
-            "ledger of organization {organization_id}: entry {entry_no} leaves a balance of {balance_micros} micros,"
-            " and {previous_micros} {amount_micros:+} make {sum_micros}",
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} has a balance of {balance_micros} micros,"
+            " but {previous_micros} {amount_micros:+} = {sum_micros}",
             """
             SELECT *, previous_micros + amount_micros AS sum_micros
             FROM (
@@ -152,18 +155,18 @@ LEDGER = Walk(
             ORDER BY organization_id, entry_no
             """,
         ),
-        Rule(
-            "ledger of organization {organization_id}: entry {entry_no} takes {taken_micros} micros"
-            " for order {order_id}, whose total is {total_micros}",
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} charges {charged_micros} micros"
+            " for order {order_id}, but the order's total is {total_micros}",
             """
-            SELECT organization_id, entry_no, -amount_micros AS taken_micros, order_id, o.total_micros
+            SELECT organization_id, entry_no, -amount_micros AS charged_micros, order_id, o.total_micros
             FROM ledger_entry JOIN orders o USING (organization_id)
             WHERE o.id = order_id AND o.total_micros <> -amount_micros AND {in_range}
             ORDER BY organization_id, entry_no
             """,
         ),
-        Rule(
-            "ledger of organization {organization_id}: entry {entry_no} is for order {order_id}, which is not there",
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} is for order {order_id}, which does not exist",
             """
             SELECT organization_id, entry_no, order_id
             FROM ledger_entry
@@ -173,8 +176,8 @@ LEDGER = Walk(
             ORDER BY organization_id, entry_no
             """,
         ),
-        Rule(
-            "ledger of organization {organization_id}: entry {entry_no} is of an organization that does not exist",
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} belongs to an organization that does not exist",
             """
             SELECT organization_id, entry_no
             FROM ledger_entry
@@ -185,13 +188,13 @@ LEDGER = Walk(
     ),
 )
 
-ORGANIZATIONS = Walk(
+ORGANIZATIONS = TableCheck(
     "organization",
     ("id",),
     (
-        Rule(
+        Invariant(
             "organization {id} has a balance of {balance_micros} micros after {entry_no} ledger entries,"
-            " and its newest entry, {newest_no}, leaves {newest_micros}",
+            " but its newest entry is {newest_no} with a balance of {newest_micros}",
             """
             SELECT id, organization.balance_micros, organization.entry_no,
               coalesce(newest.entry_no, 0) AS newest_no, coalesce(newest.balance_micros, 0) AS newest_micros
@@ -211,12 +214,12 @@ ORGANIZATIONS = Walk(
     ),
 )
 
-IDEMPOTENCY_KEYS = Walk(
+IDEMPOTENCY_KEYS = TableCheck(
     "idempotency_key",
     ("organization_id", "key"),
     (
-        Rule(
-            "an idempotency key of organization {organization_id} is for order {order_id}, which is not there",
+        Invariant(
+            "an idempotency key of organization {organization_id} is for order {order_id}, which does not exist",
             """
             SELECT organization_id, order_id
             FROM idempotency_key
@@ -226,8 +229,8 @@ IDEMPOTENCY_KEYS = Walk(
             ORDER BY organization_id, key
             """,
         ),
-        Rule(
-            "an idempotency key of organization {organization_id} keeps no answer for order {order_id}",
+        Invariant(
+            "an idempotency key of organization {organization_id} has no stored response for order {order_id}",
             """
             SELECT organization_id, order_id
             FROM idempotency_key
@@ -238,120 +241,132 @@ IDEMPOTENCY_KEYS = Walk(
     ),
 )
 
-_NIL = UUID(int=0)
-_FIRST: Mapping[str, Any] = {"number": "", "key": "", "organization_id": _NIL, "id": _NIL, "entry_no": -(2**63)}
+_NIL_UUID = UUID(int=0)
+_BEFORE_ALL_KEYS: Mapping[str, Any] = {
+    "number": "",
+    "key": "",
+    "organization_id": _NIL_UUID,
+    "id": _NIL_UUID,
+    "entry_no": -(2**63),  # below 1, to find entries with a wrong number too
+}
 
-_LOST = {
+_RISKS_WHEN_OFF = {
     "fsync": "a crash of the machine may lose acknowledged orders and damage the database",
     "full_page_writes": "a crash of the machine may damage the database",
-    "synchronous_commit": "a crash may lose what was acknowledged by programs that do not turn it on for themselves",
+    "synchronous_commit": "a crash may lose acknowledged commits of programs that do not turn it on themselves",
 }
 
 
 def violations(engine: Engine) -> list[str]:
-    """Every invariant that does not hold, a sentence each that names the row. Safe to run while orders are taken."""
+    """Return a sentence for each row that breaks an invariant. Safe to run while orders run."""
+    # Autocommit, so that each statement has its own short snapshot.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # A range is few rows of perhaps very many: an index leads from each to other tables, whatever is known of them.
-        for way in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin"):
-            connection.execute(text(f"SET enable_{way} = off"))
-        walks = (PHONE_NUMBERS, ASSIGNMENTS, LEDGER, ORGANIZATIONS, IDEMPOTENCY_KEYS)
-        found = chain.from_iterable(_broken(connection, walk) for walk in walks)
-        return [*found, *wrong_orders(connection, RANGE_ROWS), *_wrong_answers(connection)]
+        # A range is a few rows of a table that may be large, so index nested loops are always right.
+        # With old statistics the planner may choose something else.
+        for plan in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin"):
+            connection.execute(text(f"SET enable_{plan} = off"))
+        tables = (PHONE_NUMBERS, ASSIGNMENTS, LEDGER, ORGANIZATIONS, IDEMPOTENCY_KEYS)
+        found = chain.from_iterable(_violations_in(connection, table) for table in tables)
+        return [*found, *wrong_orders(connection, RANGE_ROWS), *_wrong_responses(connection)]
 
 
 def durability(engine: Engine) -> list[str]:
-    """Each setting of the database by which a crash may lose what was acknowledged, in a sentence."""
+    """Return a sentence for each database setting that lets a crash lose acknowledged commits."""
+    # reset_val is what other sessions start with. Our own session may have changed the current value.
     query = text("SELECT name FROM pg_settings WHERE name = ANY(:names) AND reset_val = 'off' ORDER BY name")
     with engine.connect() as connection:
-        off = connection.execute(query, {"names": list(_LOST)}).scalars().all()
-    return [f"the database's setting {name} is off: {_LOST[name]}" for name in off]
+        off = connection.execute(query, {"names": list(_RISKS_WHEN_OFF)}).scalars().all()
+    return [f"the database setting {name} is off: {_RISKS_WHEN_OFF[name]}" for name in off]
 
 
-# ---------------------------------------------------------------- rules of single ranges
+# ---------------------------------------------------------------- invariants of one table
 
 
-def _broken(connection: Connection, walk: Walk) -> Iterator[str]:
-    condition = f"{_columns(walk.table, walk.key)} > {_values('after', walk.key)}"
-    condition += f" AND {_columns(walk.table, walk.key)} <= {_values('upto', walk.key)}"
-    rules = [(rule.sentence, text(rule.sql.format(in_range=condition))) for rule in walk.rules]
-    for bounds in _ranges(connection, walk):
-        for sentence, sql in rules:
+def _violations_in(connection: Connection, table: TableCheck) -> Iterator[str]:
+    in_range = f"{_columns(table)} > {_values('after', table)} AND {_columns(table)} <= {_values('upto', table)}"
+    statements = [(invariant.finding, text(invariant.sql.format(in_range=in_range))) for invariant in table.invariants]
+    for bounds in _ranges(connection, table):
+        for finding, sql in statements:
             for row in connection.execute(sql, bounds).mappings():
-                yield sentence.format(**row)
+                yield finding.format(**row)
 
 
-def _ranges(connection: Connection, walk: Walk) -> Iterator[dict[str, Any]]:
-    """Bounds of one range after another: more than `after_…`, at most `upto_…`."""
-    columns = ", ".join(walk.key)
+def _ranges(connection: Connection, table: TableCheck) -> Iterator[dict[str, Any]]:
+    """Return the bounds of each range of keys: greater than `after_…` and at most `upto_…`."""
+    columns = ", ".join(table.key)
+    # Reads the last key of the next RANGE_ROWS rows.
     sql = text(f"""
         SELECT {columns}
         FROM (
           SELECT {columns}
-          FROM {walk.table}
-          WHERE {_columns(walk.table, walk.key)} > {_values("after", walk.key)}
+          FROM {table.name}
+          WHERE {_columns(table)} > {_values("after", table)}
           ORDER BY {columns}
           LIMIT {RANGE_ROWS}
-        ) ahead
-        ORDER BY {", ".join(f"{column} DESC" for column in walk.key)}
+        ) next_rows
+        ORDER BY {", ".join(f"{column} DESC" for column in table.key)}
         LIMIT 1
-    """)  # noqa: S608  every name in it stands in this file
-    after = {f"after_{column}": _FIRST[column] for column in walk.key}
+    """)  # noqa: S608  all names in it come from this file
+    after = {f"after_{column}": _BEFORE_ALL_KEYS[column] for column in table.key}
     while row := connection.execute(sql, after).mappings().one_or_none():
-        yield after | {f"upto_{column}": row[column] for column in walk.key}
-        after = {f"after_{column}": row[column] for column in walk.key}
+        yield after | {f"upto_{column}": row[column] for column in table.key}
+        after = {f"after_{column}": row[column] for column in table.key}
 
 
-def _columns(table: str, key: tuple[str, ...]) -> str:
-    return f"({', '.join(f'{table}.{column}' for column in key)})"
+def _columns(table: TableCheck) -> str:
+    return f"({', '.join(f'{table.name}.{column}' for column in table.key)})"
 
 
-def _values(bound: str, key: tuple[str, ...]) -> str:
-    return f"({', '.join(f':{bound}_{column}' for column in key)})"
+def _values(bound: str, table: TableCheck) -> str:
+    return f"({', '.join(f':{bound}_{column}' for column in table.key)})"
 
 
-# ---------------------------------------------------------------- kept answers
+# ---------------------------------------------------------------- stored responses
 
 
-ANSWERS = """
+RESPONSES = """
     SELECT i.organization_id, i.key, i.order_id, i.answer, o.number_count
     FROM idempotency_key i JOIN orders o ON (o.organization_id, o.id) = (i.organization_id, i.order_id)
     WHERE (i.organization_id, i.key) > (:organization_id, :key) AND answer <> ''
     ORDER BY i.organization_id, i.key
     LIMIT :rows
 """
-ASSIGNED = """
+ASSIGNMENTS_BY_ID = """
     SELECT a.organization_id, a.order_id, a.id, a.number
-    FROM unnest(CAST(:organization_ids AS uuid[]), CAST(:ids AS uuid[])) AS told (organization_id, id)
+    FROM unnest(CAST(:organization_ids AS uuid[]), CAST(:ids AS uuid[])) AS named (organization_id, id)
     JOIN assignment a USING (organization_id, id)
 """
 
 
-def _wrong_answers(connection: Connection) -> Iterator[str]:
-    """Answers kept under idempotency keys that do not name the assignments of their order, each once."""
-    after: dict[str, Any] = {"organization_id": _NIL, "key": ""}
-    while page := connection.execute(text(ANSWERS), {**after, "rows": ANSWERS_ROWS}).all():
+def _wrong_responses(connection: Connection) -> Iterator[str]:
+    """Return a sentence for each stored response that does not have exactly the assignments of its order."""
+    after: dict[str, Any] = {"organization_id": _NIL_UUID, "key": ""}
+    while page := connection.execute(text(RESPONSES), {**after, "rows": RESPONSES_ROWS}).all():
         after = {"organization_id": page[-1].organization_id, "key": page[-1].key}
-        told = [_told(kept.answer) for kept in page]
-        assigned = _assigned(connection, zip((kept.organization_id for kept in page), told, strict=True))
-        for kept, rows in zip(page, told, strict=True):
-            order = kept.organization_id, kept.order_id
-            is_whole = len(rows) == len(set(rows)) == (kept.number_count or len(rows)) > 0
-            if not is_whole or not assigned.issuperset((*order, *row) for row in rows):
-                yield "an idempotency key of organization {} keeps an answer that is not order {}'s".format(*order)
+        named = [_assignments_in(stored.answer) for stored in page]
+        existing = _existing(connection, zip((stored.organization_id for stored in page), named, strict=True))
+        for stored, rows in zip(page, named, strict=True):
+            order = stored.organization_id, stored.order_id
+            # number_count is null in orders of a server that did not know the column.
+            is_whole = len(rows) == len(set(rows)) == (stored.number_count or len(rows)) > 0
+            if not is_whole or not existing.issuperset((*order, *row) for row in rows):
+                yield "an idempotency key of organization {} has a stored response that does not match order {}".format(
+                    *order
+                )
 
 
-def _told(answer: bytes) -> list[tuple[UUID, str]]:
-    """The assignments that an answer names, with their numbers; none if it is no answer to an order."""
+def _assignments_in(response: bytes) -> list[tuple[UUID, str]]:
+    """Return the assignments in the response with their numbers. Empty if it is not a response to an order."""
     try:
-        return [(UUID(row.id), row.number) for row in OrderNumbersResponse.FromString(answer).data]
+        return [(UUID(row.id), row.number) for row in OrderNumbersResponse.FromString(response).data]
     except (DecodeError, ValueError):
         return []
 
 
-def _assigned(
-    connection: Connection, told: Iterable[tuple[UUID, list[tuple[UUID, str]]]]
+def _existing(
+    connection: Connection, named: Iterable[tuple[UUID, list[tuple[UUID, str]]]]
 ) -> set[tuple[UUID, UUID, UUID, str]]:
-    """Organization, order, id and number of those assignments that exist."""
-    keys = [(organization_id, id_) for organization_id, rows in told for id_, _ in rows]
+    """Return organization, order, id and number of those assignments that exist."""
+    keys = [(organization_id, id_) for organization_id, rows in named for id_, _ in rows]
     values = {"organization_ids": [key[0] for key in keys], "ids": [key[1] for key in keys]}
-    return {tuple(row) for row in connection.execute(text(ASSIGNED), values)}
+    return {tuple(row) for row in connection.execute(text(ASSIGNMENTS_BY_ID), values)}

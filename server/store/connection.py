@@ -1,7 +1,7 @@
-"""Prepared statements, several in one round trip, straight on psycopg's libpq connection.
+"""Connections that run several prepared statements in one round trip, directly on psycopg's libpq connection.
 
-psycopg's cursors can do the same (its pipeline mode), for about five times the CPU: they choose types and plan
-preparation anew for each statement. Here statements are prepared when the connection opens, and parameters are texts.
+psycopg's cursors can do the same in pipeline mode, for about five times the CPU. They choose types and plan the
+preparation for each statement again. Here statements are prepared once per connection, and parameters are texts.
 """
 
 import asyncio
@@ -15,58 +15,19 @@ from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.sql import ClauseElement
 
 from server.config import Settings
 from server.store.engine import APPLICATION
+from server.store.statements import BoundStatement, Statement, load
 
 IDLE_CHECK_SECONDS_MAX = 1.0
-"""How long a connection that nobody uses may take to show that it still works. A call that comes meanwhile waits."""
+"""Longest time to test an idle connection. A call that arrives meanwhile waits for the result."""
+
+ROLLBACK = load("session", "rollback")
+IDENTIFY_BACKEND = load("session", "identify_backend")
 
 Row = tuple[Any, ...]
 _ROWS, _DONE, _SYNC = ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC
-
-
-class Statement:
-    """One statement under a name of its own: SQL, or what SQLAlchemy compiles, once. Called with its parameters, as
-    PostgreSQL reads them in text, it makes a call for `PipelinedConnection.run`."""
-
-    def __init__(self, name: str, sql: ClauseElement | str, parameters: Sequence[str] = ()) -> None:
-        self.name = name.encode()
-        self._parameters = parameters
-        if not isinstance(sql, str):
-            # The dialect only for its way to write parameters: $1, $2, … is what PostgreSQL itself reads.
-            compiled: Any = sql.compile(dialect=PGDialect_asyncpg())  # type: ignore[no-untyped-call]
-            self._parameters = compiled.positiontup or ()
-            sql = str(compiled)
-        self.sql = sql.encode()
-
-    def __call__(self, **parameters: str) -> "Call":
-        return Call(self.name, [parameters[name].encode() for name in self._parameters])
-
-
-ROLLBACK = Statement("rollback", "ROLLBACK")
-_BACKEND = b"SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-RUNNING = Statement(
-    "running",
-    """
-    SELECT pid || ' ' || backend_start
-    FROM pg_stat_activity
-    WHERE pid || ' ' || backend_start = ANY ($1::text[])
-      AND state IS DISTINCT FROM 'idle'
-    """,
-    ("backends",),
-)
-"""Which of the given server processes (see `PipelinedConnection.backend`) still run a transaction. One that is idle has
-ended it, and only does not know yet that we are gone."""
-
-
-class Call(NamedTuple):
-    """A statement's name and its parameters."""
-
-    name: bytes
-    parameters: list[bytes]
 
 
 class Result(NamedTuple):
@@ -77,39 +38,43 @@ class Result(NamedTuple):
 
 
 class DatabaseAway(Exception):
-    """There is no database now that can do what was asked.
+    """No database can do now what was asked.
 
-    `answered`: the server itself refused a statement, so the transaction is rolled back. Otherwise nobody knows what
-    became of a COMMIT that was sent.
+    `rolled_back`: the server itself refused a statement, so its transaction is rolled back. Otherwise the outcome of a
+    COMMIT that was sent is unknown.
     """
 
-    def __init__(self, reason: object, *, answered: bool = False) -> None:
+    def __init__(self, reason: object, *, rolled_back: bool = False) -> None:
         super().__init__(" ".join(str(reason).split()))
-        self.answered = answered
+        self.rolled_back = rolled_back
 
 
-# What a server answers that runs and cannot serve this session. The next connection may reach another one.
+# Errors of a server that runs but cannot serve this session. The next connection may reach another server.
 _AWAY = (
     errors.ReadOnlySqlTransaction,  # 25006: a standby, or a primary that was demoted
-    errors.InvalidSqlStatementName,  # 26000: a pooler has given us another session, without our statements
+    errors.InvalidSqlStatementName,  # 26000: a pooler gave us another session, without our statements
     errors.DuplicatePreparedStatement,  # 42P05: the same
     errors.FeatureNotSupported,  # 0A000: "cached plan must not change result type", after a migration
 )
-_SHORT_OF = "53"  # connections, memory, disk
-_UNKNOWN = ("08", "57P", "40003")  # the session ends, perhaps while it commits: nothing is known of that
+_OUT_OF_RESOURCES = "53"  # connections, memory, disk
+# The session ends, perhaps during its COMMIT. So these say nothing about the transaction.
+_OUTCOME_UNKNOWN = ("08", "57P", "40003")
 
 
-def _away(error: psycopg.Error) -> DatabaseAway | None:
+def database_away(error: psycopg.Error) -> DatabaseAway | None:
+    """The error as DatabaseAway. None when it is about the statement, such as a lock timeout or a constraint."""
     state = error.sqlstate
     if state is None:
         return None if isinstance(error, psycopg.InternalError) else DatabaseAway(error)
-    if state.startswith(_UNKNOWN):
+    if state.startswith(_OUTCOME_UNKNOWN):
         return DatabaseAway(error)
-    return DatabaseAway(error, answered=True) if isinstance(error, _AWAY) or state.startswith(_SHORT_OF) else None
+    if isinstance(error, _AWAY) or state.startswith(_OUT_OF_RESOURCES):
+        return DatabaseAway(error, rolled_back=True)
+    return None
 
 
 async def connect(url: str, settings: Settings, statements: Sequence[Statement]) -> "PipelinedConnection":
-    """A connection with these statements prepared, and the limits of `settings`. Raises DatabaseAway.
+    """Open a connection, set the limits of `settings`, and prepare the statements. Raises DatabaseAway.
 
     Each host of the URL may take `connect_timeout_ms`.
     """
@@ -131,11 +96,12 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
 
 
 def _conninfo(url: str, settings: Settings) -> str:
-    """The URL, and what it leaves open."""
+    """The URL, completed with our defaults for the options that it does not set."""
     ours: dict[str, str | int] = {
         "connect_timeout": settings.connect_timeout_ms // 1000,
+        # Of several hosts libpq takes the first that accepts writes, which after a failover is the new primary.
         "target_session_attrs": "read-write",
-        # A host that was cut off sends nothing. These notice it, on an idle connection and on a busy one.
+        # A host that was cut off sends nothing. These detect it on an idle connection and on a busy one.
         "keepalives_idle": 10,
         "keepalives_interval": 3,
         "keepalives_count": 3,
@@ -146,24 +112,25 @@ def _conninfo(url: str, settings: Settings) -> str:
 
 
 def _session(settings: Settings) -> dict[str, str]:
-    """The settings of a session. The database may have other defaults, which an order must not depend on."""
+    """The session's settings. The database may have other defaults, and an order must not depend on them."""
     return {
         "statement_timeout": f"{settings.transaction_max_ms}ms",
         "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
-        # Every statement reads a few rows of a large table by key, so an index nested loop is always right. The tables
-        # may have been empty when a plan was made. One generic plan serves all batches.
+        # Every statement reads a few rows of a large table by key, so an index nested loop is always right.
+        # The planner might not know it: the tables may have been empty when a plan was made.
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # One generic plan serves all batches. Planning for each batch again would only cost time.
         "plan_cache_mode": "force_generic_plan",
         "timezone": "UTC",
-        # A COMMIT that a standby did not confirm is reported as a warning and in no other way.
+        # A warning is the only sign of a COMMIT that no standby confirmed.
         "client_min_messages": "warning",
     }
 
 
 class ReconnectingConnection:
-    """One connection, opened when it is first needed and again after it was lost."""
+    """One connection, opened when it is first needed, and opened again after it was lost."""
 
     def __init__(self, url: str, settings: Settings, statements: Sequence[Statement]) -> None:
         self._url = url
@@ -177,15 +144,12 @@ class ReconnectingConnection:
         return self._open is not None and not self._open.is_broken
 
     async def get(self) -> "PipelinedConnection":
-        """The open connection. Raises DatabaseAway.
-
-        It is opened in a task of its own: a caller that gives up does not end it. The first hosts of the URL may be
-        silent for longer than any single caller waits.
-        """
+        """The open connection. Raises DatabaseAway."""
         if not self.is_open:
             if self._opening is None:
                 self._opening = asyncio.create_task(self._connect())
-                self._opening.add_done_callback(_look_at)
+                self._opening.add_done_callback(_retrieve_error)
+            # Shielded: the first hosts of the URL may be silent for longer than any single caller waits.
             await asyncio.shield(self._opening)
         assert self._open  # noqa: S101
         return self._open
@@ -204,14 +168,14 @@ class ReconnectingConnection:
             self._opening = None
 
 
-def _look_at(task: "asyncio.Task[None]") -> None:
-    """At its error, which perhaps nobody waits for any more."""
+def _retrieve_error(task: "asyncio.Task[None]") -> None:
+    # Perhaps no caller waits for it any more. asyncio would log an error that is never retrieved.
     if not task.cancelled():
         task.exception()
 
 
 class PipelinedConnection:
-    """A connection in autocommit mode with its statements prepared. Made by `connect`."""
+    """A connection in autocommit mode with prepared statements. Made by `connect`."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -219,14 +183,14 @@ class PipelinedConnection:
         self._warned = False
         connection.add_notice_handler(self._on_notice)
         self.backend = ""
-        """Which server process this is, different from every other one that ever ran. See `RUNNING`."""
+        """Identifies the server process: its id and its start time. No other process ever has the same."""
 
     async def prepare(self, session: dict[str, str], statements: Sequence[Statement]) -> None:
-        """In one round trip: the session's settings, and the statements."""
+        """Set the session's settings and prepare the statements, in one round trip."""
         self._pgconn.enter_pipeline_mode()
         for name, value in session.items():
             self._pgconn.send_query_params(b"SELECT set_config($1, $2, false)", [name.encode(), value.encode()])
-        self._pgconn.send_query_params(_BACKEND, [])
+        self._pgconn.send_query_params(IDENTIFY_BACKEND.sql, [])
         for statement in statements:
             self._pgconn.send_prepare(statement.name, statement.sql)
         results = await self._results(len(session) + 1 + len(statements))
@@ -234,13 +198,12 @@ class PipelinedConnection:
 
     @asynccontextmanager
     async def at_most(self, seconds: float) -> AsyncIterator[None]:
-        """What is done here ends in time, in DatabaseAway if need be: a frozen server answers nothing, not even a
-        cancellation, so giving up means closing the socket."""
+        """A context that ends in time. Raises DatabaseAway when the time is over."""
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            self.cut()
+            self.cut()  # a frozen server answers nothing, not even a cancel request
             raise DatabaseAway(f"no answer within {seconds:.1f} s") from None
 
     @property
@@ -250,7 +213,7 @@ class PipelinedConnection:
 
     @property
     def backend_pid(self) -> int:
-        """The server's process for this connection."""
+        """The id of the server process."""
         return self._pgconn.backend_pid
 
     @property
@@ -259,30 +222,30 @@ class PipelinedConnection:
         return self._warned
 
     def cut(self) -> None:
-        """Close the socket at once, saying nothing: what waits for an answer here gets an OperationalError."""
+        """Close the socket at once. A `run` that waits on it gets an OperationalError."""
         self._pgconn.finish()
 
     async def close(self) -> None:
         await self._connection.close()
 
     async def rollback(self) -> None:
-        """End the transaction that failed. (psycopg's own would deallocate the statements.)"""
+        """End the transaction that failed."""
         await self.run(ROLLBACK())
 
-    async def run(self, *calls: Call) -> list[Result]:
+    async def run(self, *statements: BoundStatement) -> list[Result]:
         """Execute the statements in one round trip.
 
-        Raises the psycopg.Error of the first that fails; those after it were not executed. Raises DatabaseAway when
-        the connection was lost, or when it leads to a server that cannot serve it.
+        Raises the psycopg.Error of the first that fails. Those after it were not executed. Raises DatabaseAway when
+        the connection is lost, or leads to a server that cannot serve it.
         """
         self._warned = False
         try:
             self._pgconn.enter_pipeline_mode()
-            for call in calls:
-                self._pgconn.send_query_prepared(call.name, call.parameters)
-            return [self._read(result) for result in await self._results(len(calls))]
+            for statement in statements:
+                self._pgconn.send_query_prepared(statement.name, statement.parameters)
+            return [self._read(result) for result in await self._results(len(statements))]
         except psycopg.Error as error:
-            raise (_away(error) or error) from None
+            raise (database_away(error) or error) from None
 
     def _on_notice(self, notice: errors.Diagnostic) -> None:
         self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
@@ -296,14 +259,14 @@ class PipelinedConnection:
         return Result(transformer.load_rows(0, result.ntuples, tuple), tag)
 
     async def _results(self, count: int) -> list[PGresult]:
-        """The results of what was sent, in its order, after which the connection is out of pipeline mode."""
+        """The results of what was sent, in its order. After it the connection has left pipeline mode."""
         self._pgconn.pipeline_sync()
-        await self._flushed()
+        await self._flush()
         results: list[PGresult] = []
         while True:
             result = await self._next_result()
             if result is None:  # the end of one statement's results
-                if self.is_broken:  # libpq has read what it does not understand: no more will come
+                if self.is_broken:  # libpq received what it does not understand, and returns None for ever
                     raise psycopg.OperationalError("the connection is lost")
                 continue
             if result.status == _SYNC:
@@ -317,20 +280,21 @@ class PipelinedConnection:
             raise psycopg.InternalError(f"{len(results)} results of {count} statements")
         return results
 
-    async def _flushed(self) -> None:
-        """Everything is sent. The server may have to be read from meanwhile, or both would wait for each other."""
+    async def _flush(self) -> None:
+        """Send everything."""
         while self._pgconn.flush():
-            await self._io(writing=True)
+            await self._wait_for_socket(writing=True)
+            # The server stops reading while its own results are not read. Both sides would wait for each other.
             self._pgconn.consume_input()
 
     async def _next_result(self) -> PGresult | None:
         while self._pgconn.is_busy():
-            await self._io()
+            await self._wait_for_socket()
             self._pgconn.consume_input()
         return self._pgconn.get_result()
 
-    async def _io(self, *, writing: bool = False) -> None:
-        """The socket can be read, or written."""
+    async def _wait_for_socket(self, *, writing: bool = False) -> None:
+        """Return when the socket can be read, or written."""
         loop, socket = asyncio.get_running_loop(), self._pgconn.socket
         ready: asyncio.Future[None] = loop.create_future()
         loop.add_reader(socket, _set, ready)
@@ -345,7 +309,7 @@ class PipelinedConnection:
 
 
 def _set(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
+    if not ready.done():  # both callbacks may run in the same turn of the loop
         ready.set_result(None)
 
 

@@ -1,4 +1,4 @@
-"""The SQLAlchemy engine of the admin commands. Orders and look-ups have connections of their own kind (pipeline.py)."""
+"""The SQLAlchemy engine of the admin commands. The server's own connections are in connection.py."""
 
 import random
 import time
@@ -17,25 +17,25 @@ APPLICATION = "ordernumbers"
 TRIES_MAX = 5
 PAUSE_SECONDS_MAX = 0.5
 
-# What the database sets for everyone is not always what we need: a transaction must see what the one that it waited
-# for has written, and what is acknowledged must be on disk.
-SESSION = """
+# The defaults of the database may not be safe for us. A transaction must see what another one wrote that it waited for.
+# What a command reports as done must be on disk.
+SESSION_SETTINGS = """
     SELECT pg_backend_pid(), set_config('default_transaction_isolation', 'read committed', false),
       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
 """
-SHARED = (
-    "DATABASE_URL leads to a connection pooler that gives each transaction another connection; "
-    "set it to session mode (PgBouncer: pool_mode = session), or connect to PostgreSQL itself"
+POOLER_NOT_IN_SESSION_MODE = (
+    "DATABASE_URL points to a connection pooler that changes the connection between transactions: "
+    "set the pooler to session mode (PgBouncer: pool_mode = session), or connect to PostgreSQL directly"
 )
-POOLER_LOOKS = 3
+POOLER_CHECKS = 3
 
 T = TypeVar("T")
 
 
 def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
-    """An engine for short-lived admin work. `url` is libpq's own form, several hosts included.
+    """Return an engine for short admin work. `url` has libpq's format and may name several hosts.
 
-    Connecting raises OperatorError when a pooler shares out the connection between transactions.
+    Connecting raises OperatorError if a pooler uses another connection for each transaction.
     """
 
     def open_connection() -> psycopg.Connection:
@@ -44,7 +44,7 @@ def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
             autocommit=True,
             connect_timeout=connect_timeout_seconds,
             application_name=APPLICATION,
-            client_encoding="UTF8",  # or texts of a database in SQL_ASCII come as bytes
+            client_encoding="UTF8",  # otherwise a database in SQL_ASCII returns text as bytes
         )
 
     def connect() -> psycopg.Connection:
@@ -56,47 +56,53 @@ def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
             raise
         return connection
 
+    # Admin work is rare, so it keeps no connection open between two uses.
     return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
 
 
 def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """What `work` returns, once its transaction has been committed. It is run again after a deadlock."""
+    """Run `work` in a transaction, commit, and return its result. After a deadlock it runs again."""
 
-    def once() -> T:
+    def run_once() -> T:
         with engine.begin() as connection:
             return work(connection)
 
-    return again(once)
+    return run_with_retries(run_once)
 
 
-def again(work: Callable[[], T]) -> T:
-    """Do the work, and do it again a few times when PostgreSQL could not order it among other transactions."""
+def run_with_retries(work: Callable[[], T]) -> T:
+    """Run `work`, at most TRIES_MAX times while it fails by a deadlock or a serialization failure."""
     for _ in range(TRIES_MAX - 1):
         try:
             return work()
         except DBAPIError as error:
             if not isinstance(error.orig, SerializationFailure | DeadlockDetected):
                 raise
-        time.sleep(random.uniform(0, PAUSE_SECONDS_MAX))  # noqa: S311  two that met shall not meet again
+        # The pause is random, so that two transactions that met in a deadlock do not meet again.
+        time.sleep(random.uniform(0, PAUSE_SECONDS_MAX))  # noqa: S311  not for cryptography
     return work()
 
 
 def _set_up(connection: psycopg.Connection, open_another: Callable[[], psycopg.Connection]) -> None:
-    (pid, *_), *_ = connection.execute(SESSION).fetchall()
-    if pid != connection.info.backend_pid:  # a pooler stands between: what it was told of at the start is its own
+    (pid, *_), *_ = connection.execute(SESSION_SETTINGS).fetchall()
+    # A pooler reports a process id of its own when we connect, so a difference shows that there is one.
+    if pid != connection.info.backend_pid:
         with open_another() as other:
-            _refuse_sharing(connection, other, pid)
+            _require_session_mode(connection, other, pid)
     connection.autocommit = False
 
 
-def _refuse_sharing(connection: psycopg.Connection, other: psycopg.Connection, pid: int) -> None:
-    """Raises OperatorError if the two share a server process, or the first gets another one during a transaction of the
-    second. Neither happens in session mode. A busy pooler may hide it once, but hardly each time.
+def _require_session_mode(connection: psycopg.Connection, other: psycopg.Connection, pid: int) -> None:
+    """Raise OperatorError if the pooler does not keep one server process per connection.
+
+    That is so if both connections share a process. It is also so if `connection` gets another process while `other`
+    is in a transaction. Neither happens in session mode.
     """
     other.autocommit = False
-    for _ in range(POOLER_LOOKS):
+    # A busy pooler may return the same process by chance. It is unlikely to do so every time.
+    for _ in range(POOLER_CHECKS):
         if _pid(other) == pid or _pid(connection) != pid:
-            raise OperatorError(SHARED)
+            raise OperatorError(POOLER_NOT_IN_SESSION_MODE)
         other.rollback()
 
 

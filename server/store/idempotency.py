@@ -1,58 +1,45 @@
-"""Forgetting the answers that have been kept long enough under their idempotency keys."""
+"""Deletes stored responses that are older than the settings say."""
 
 import asyncio
 
-from sqlalchemy import Interval, Text, bindparam, cast, delete, func, literal_column, select
+import psycopg
 
 from server.config import Settings
-from server.store.connection import Statement, connect
-from server.store.tables import idempotency_key
+from server.store.connection import DatabaseAway, PipelinedConnection, connect
+from server.store.statements import load
 
 STEP_ROWS = 500
 STEP_PAUSE_SECONDS = 0.1
-"""Between steps, so that forgetting takes a small share of the database however much there is to forget."""
+"""Between steps, so that the purge uses a small share of the database however much there is to delete."""
 
-
-def _step() -> Statement:
-    """Forget some of the oldest, but none that somebody is at work on."""
-    i = idempotency_key.c
-    kept = cast(bindparam("kept", type_=Text), Interval)
-    old = (
-        select(i.organization_id, i.key)
-        .where(i.created_at < func.clock_timestamp() - kept)
-        .order_by(i.created_at)
-        .limit(literal_column(str(STEP_ROWS)))
-        .with_for_update(skip_locked=True)
-        .cte("old")
-    )
-    return Statement(
-        "purge", delete(idempotency_key).where(i.organization_id == old.c.organization_id, i.key == old.c.key)
-    )
-
-
-PURGE = _step()
-# An answer that a failover brings back is harmless. Waiting for a standby would leave locks behind when there is none.
-NO_STANDBY = Statement("no_standby", "SET synchronous_commit = local")
+COMMIT_WITHOUT_STANDBY = load("idempotency", "commit_without_standby")
+PURGE = load("idempotency", "purge")
 
 
 async def purge(database_url: str, settings: Settings) -> int:
-    """Forget what is older than `settings.idempotency_ms`, in small steps; how many answers that was.
+    """Delete what is older than `settings.idempotency_ms`, in small steps. Return the number of deleted responses.
 
-    Raises psycopg.Error, DatabaseAway.
+    Raises DatabaseAway.
     """
-    kept = f"{settings.idempotency_ms}ms"
-    connection = await connect(database_url, settings, (NO_STANDBY, PURGE))
-    forgotten = 0
+    connection = await connect(database_url, settings, (COMMIT_WITHOUT_STANDBY, PURGE))
     try:
-        async with connection.at_most(settings.transaction_max_ms / 1000):
-            await connection.run(NO_STANDBY())
-        while True:
-            async with connection.at_most(settings.transaction_max_ms / 1000):
-                (result,) = await connection.run(PURGE(kept=kept))
-            rows = int(result.tag.removeprefix("DELETE "))
-            forgotten += rows
-            if rows < STEP_ROWS:
-                return forgotten
-            await asyncio.sleep(STEP_PAUSE_SECONDS)
+        return await _purge(connection, settings)
+    except psycopg.Error as error:
+        raise DatabaseAway(error) from None
     finally:
         await connection.close()
+
+
+async def _purge(connection: PipelinedConnection, settings: Settings) -> int:
+    step = PURGE(kept=f"{settings.idempotency_ms}ms", rows=str(STEP_ROWS))
+    deleted = 0
+    async with connection.at_most(settings.transaction_max_ms / 1000):
+        await connection.run(COMMIT_WITHOUT_STANDBY())
+    while True:
+        async with connection.at_most(settings.transaction_max_ms / 1000):
+            (result,) = await connection.run(step)
+        rows = int(result.tag.removeprefix("DELETE "))
+        deleted += rows
+        if rows < STEP_ROWS:
+            return deleted
+        await asyncio.sleep(STEP_PAUSE_SECONDS)

@@ -1,8 +1,10 @@
 """The inventory: importing numbers from CSV, and counting them.
 
-An import checks every row first, in a temporary table and without a lock on anything. Only then it writes, in short
-transactions of `WRITE_ROWS` numbers, always upwards, as orders lock them. One that is killed while writing leaves whole
-transactions behind and no harm: run again, it finds those rows done and writes the rest.
+An import first checks every row, in a temporary table and without any lock. Then it writes the numbers in short
+transactions of `WRITE_ROWS` rows. Both imports and orders lock numbers in ascending order, so they cannot deadlock.
+
+An import that is killed while it writes has committed some of these transactions. If it runs again, it finds their rows
+unchanged and writes the others.
 """
 
 import csv
@@ -21,12 +23,12 @@ from phonenumbers import (
     is_possible_short_number,
     parse,
 )
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, not_, or_, select, text
 
 from server.errors import OperatorError
 from server.money import parse_amount
-from server.store.engine import again
-from server.store.tables import NUMBER_TYPES
+from server.store.engine import run_with_retries
+from server.store.tables import NUMBER_TYPES, is_available, phone_number
 
 COLUMNS = ("number", "number_type", "sms_enabled", "mms_enabled", "price")
 BAD_ROWS_SHOWN_MAX = 100
@@ -37,18 +39,18 @@ _E164 = re.compile(r"\+[1-9][0-9]{1,14}")
 _BOOLEANS = {"true": True, "false": False}
 
 Progress = Callable[[str, int, int | None], None]
-"""Told what is going on, how many rows of it are done, and of how many if that is known."""
+"""Called with the current step, the count of rows done, and the count of all rows if known."""
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be imported: the line it ends on, and what is wrong with it."""
+    """A row that cannot be imported: the line where it ends, and what is wrong with it."""
 
     line: int
     reason: str
 
 
 class Imported(NamedTuple):
-    """What an import did. Of the bad rows the first `BAD_ROWS_SHOWN_MAX` are here, and all are counted."""
+    """What an import did. `bad_count` counts all bad rows, and `bad` has the first `BAD_ROWS_SHOWN_MAX` of them."""
 
     added: int
     updated: int
@@ -57,8 +59,8 @@ class Imported(NamedTuple):
     bad: list[BadRow]
 
 
-class Row(NamedTuple):
-    """A row as it is staged."""
+class CheckedRow(NamedTuple):
+    """A correct row, as the temporary table stores it."""
 
     line: int
     number: str
@@ -71,11 +73,12 @@ class Row(NamedTuple):
 def import_csv(
     engine: Engine, lines: Iterable[str], *, skip_bad: bool = False, progress: Progress = lambda *_: None
 ) -> Imported:
-    """Add the numbers of a CSV file; where one is already there, update type, capabilities and price, never its owner.
+    """Add the numbers of a CSV file. For numbers that exist, update type, capabilities and price, but never the owner.
 
-    The first line names the columns, in any order. If any row is bad nothing is imported, unless `skip_bad`. Raises
-    OperatorError for what is not such a file at all.
+    The first line names the columns, in any order. If any row is bad, nothing is imported, unless `skip_bad` is set.
+    Raises OperatorError if the file is not CSV with these columns.
     """
+    # Autocommit, because VACUUM cannot run in a transaction, and because each write is a transaction of its own.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         bad_count, bad = _stage(connection, _rows(lines), progress)
         if bad_count and not skip_bad:
@@ -85,34 +88,45 @@ def import_csv(
 
 
 def stats(connection: Connection) -> dict[str, dict[str, int]]:
-    """How many numbers of each type are available, assigned, and quarantined: not yet free for everyone."""
-    counted = connection.execute(text(STATS))
+    """Count the numbers of each type that are available, assigned and quarantined.
+
+    Quarantined numbers are not assigned, but not every organization can order them yet.
+    """
+    available, assigned = is_available(), phone_number.c.assignment_id.is_not(None)
+    query = select(
+        phone_number.c.number_type,
+        func.count().filter(available).label("available"),
+        func.count().filter(assigned).label("assigned"),
+        func.count().filter(not_(or_(available, assigned))).label("quarantined"),
+    )
+    counted = connection.execute(query.group_by(phone_number.c.number_type))
+    # A type without numbers has no row in the result.
     counts = {number_type: {"available": 0, "assigned": 0, "quarantined": 0} for number_type in NUMBER_TYPES}
     return counts | {row.pop("number_type"): row for row in map(dict, counted.mappings())}
 
 
-def _rows(lines: Iterable[str]) -> Iterator[Row | BadRow]:
-    """Each row of the file, checked."""
+def _rows(lines: Iterable[str]) -> Iterator[CheckedRow | BadRow]:
+    """Read and check each row of the file."""
     reader = csv.reader(lines, strict=True)
     try:
         positions = _positions(next(reader, []))
         for fields in reader:
-            if fields:
+            if fields:  # an empty line is no row
                 yield _checked(reader.line_num, fields, positions)
     except csv.Error as error:
-        raise OperatorError(f"line {reader.line_num} is not CSV: {error}") from None
+        raise OperatorError(f"line {reader.line_num} is not valid CSV: {error}") from None
     except UnicodeDecodeError:
-        raise OperatorError(f"the file is not UTF-8, somewhere after line {reader.line_num}") from None
+        raise OperatorError(f"the file is not valid UTF-8 after line {reader.line_num}") from None
 
 
 def _positions(header: list[str]) -> list[int]:
     if sorted(header) != sorted(COLUMNS):
-        found = f"says {','.join(header)}" if header else "is missing"
-        raise OperatorError(f"the first line must name the columns {','.join(COLUMNS)}, and it {found}")
+        found = ",".join(header) or "empty"
+        raise OperatorError(f"the first line must name the columns {','.join(COLUMNS)}, but it is {found}")
     return [header.index(column) for column in COLUMNS]
 
 
-def _checked(line: int, fields: list[str], positions: list[int]) -> Row | BadRow:
+def _checked(line: int, fields: list[str], positions: list[int]) -> CheckedRow | BadRow:
     try:
         if len(fields) != len(COLUMNS):
             raise OperatorError(f"{len(fields)} fields instead of {len(COLUMNS)}")
@@ -121,25 +135,23 @@ def _checked(line: int, fields: list[str], positions: list[int]) -> Row | BadRow
             raise OperatorError(f"number_type {number_type!r} is not one of {', '.join(NUMBER_TYPES)}")
         _check_number(number, number_type)
         sms_enabled, mms_enabled = _boolean("sms_enabled", sms), _boolean("mms_enabled", mms)
-        return Row(line, number, number_type, sms_enabled, mms_enabled, _price_micros(price))
+        return CheckedRow(line, number, number_type, sms_enabled, mms_enabled, _price_micros(price))
     except OperatorError as error:
         return BadRow(line, str(error))
 
 
 def _check_number(number: str, number_type: str) -> None:
-    """Refuse a number unless it is E.164, written canonically, and possible where it belongs.
-
-    Whether it is in use (`is_valid_number`) is not asked: that refuses ranges kept for tests.
-    """
+    """Raise OperatorError unless the number is in canonical E.164 form and possible in its country."""
     if not _E164.fullmatch(number):
         raise OperatorError(f"number {number!r} is not E.164")
     try:
         parsed = parse(number)
     except NumberParseException:
-        raise OperatorError(f"number {number} has no known country code") from None
-    if format_number(parsed, PhoneNumberFormat.E164) != number:
-        raise OperatorError(f"number {number} is written {format_number(parsed, PhoneNumberFormat.E164)}")
-    # Short codes are too short for anything else, so they have rules of their own.
+        raise OperatorError(f"number {number} has an unknown country code") from None
+    if (canonical := format_number(parsed, PhoneNumberFormat.E164)) != number:
+        raise OperatorError(f"number {number} must be written {canonical}")
+    # Not is_valid_number: it refuses the number ranges that are reserved for tests.
+    # Short codes are too short for is_possible_number.
     short = number_type == "short_code" and is_possible_short_number(parsed)
     if not short and not is_possible_number(parsed):
         raise OperatorError(f"number {number} is not a possible number")
@@ -147,7 +159,7 @@ def _check_number(number: str, number_type: str) -> None:
 
 def _boolean(column: str, value: str) -> bool:
     if value not in _BOOLEANS:
-        raise OperatorError(f"{column} {value!r} is neither true nor false")
+        raise OperatorError(f"{column} must be true or false, not {value!r}")
     return _BOOLEANS[value]
 
 
@@ -161,31 +173,31 @@ def _price_micros(price: str) -> int:
     return micros
 
 
-def _stage(connection: Connection, rows: Iterator[Row | BadRow], progress: Progress) -> tuple[int, list[BadRow]]:
-    """Put the good rows into the temporary table `import_row`; count the bad ones and return the first."""
+def _stage(connection: Connection, rows: Iterator[CheckedRow | BadRow], progress: Progress) -> tuple[int, list[BadRow]]:
+    """Copy the correct rows into the temporary table `import_row`. Return the count of bad rows, and the first ones."""
     connection.execute(text(STAGE))
     bad: list[BadRow] = []
     bad_count = read = 0
-    while portion := list(islice(rows, STAGE_ROWS)):
-        wrong = [row for row in portion if isinstance(row, BadRow)]
-        _copy(connection, [row for row in portion if isinstance(row, Row)])
-        bad_count += len(wrong)
-        bad += wrong[: BAD_ROWS_SHOWN_MAX - len(bad)]
-        read += len(portion)
+    while chunk := list(islice(rows, STAGE_ROWS)):
+        bad_here = [row for row in chunk if isinstance(row, BadRow)]
+        _copy(connection, [row for row in chunk if isinstance(row, CheckedRow)])
+        bad_count += len(bad_here)
+        bad += bad_here[: BAD_ROWS_SHOWN_MAX - len(bad)]
+        read += len(chunk)
         progress("checking rows", read, None)
     connection.execute(text("CREATE INDEX ON import_row (number, line)"))
-    connection.execute(text("VACUUM ANALYZE import_row"))  # so that the index alone answers
-    # Now a statement looks up few rows of perhaps very many: by index, whatever was known when it was planned.
-    for way in ("seqscan", "hashjoin", "mergejoin"):
-        connection.execute(text(f"SET enable_{way} = off"))
-    repeated = connection.execute(text(REPEATED), {"rows": BAD_ROWS_SHOWN_MAX}).all()
-    bad_count += repeated[0].total if repeated else 0
-    bad += [BadRow(row.line, f"number {row.number} is already on line {row.first_line}") for row in repeated]
+    connection.execute(text("VACUUM ANALYZE import_row"))  # allows index-only scans
+    # From here each statement reads a few rows of a large table by key, so an index nested loop is always right.
+    for plan in ("seqscan", "hashjoin", "mergejoin"):
+        connection.execute(text(f"SET enable_{plan} = off"))
+    duplicates = connection.execute(text(DUPLICATES), {"rows": BAD_ROWS_SHOWN_MAX}).all()
+    bad_count += duplicates[0].total if duplicates else 0
+    bad += [BadRow(row.line, f"number {row.number} is already on line {row.first_line}") for row in duplicates]
     return bad_count, sorted(bad)[:BAD_ROWS_SHOWN_MAX]
 
 
-def _copy(connection: Connection, rows: list[Row]) -> None:
-    """One COPY a portion: a COPY is one statement, and a long one would keep one snapshot open all the while."""
+def _copy(connection: Connection, rows: list[CheckedRow]) -> None:
+    # One COPY per chunk, because a long COPY keeps its snapshot open. Vacuum cannot remove rows that a snapshot sees.
     driver = cast(psycopg.Connection, connection.connection.driver_connection)
     with driver.cursor() as cursor, cursor.copy("COPY import_row FROM STDIN") as copy:
         for row in rows:
@@ -193,20 +205,20 @@ def _copy(connection: Connection, rows: list[Row]) -> None:
 
 
 def _write(connection: Connection, progress: Progress) -> tuple[int, int, int]:
-    """Bring the staged rows into the inventory: how many were added, updated, and found as they are."""
+    """Write the staged rows to the inventory. Return how many were added, updated, and unchanged."""
     total: int = connection.execute(text("SELECT count(DISTINCT number) FROM import_row")).scalar_one()
     added = updated = done = 0
     after: str | None = ""
-    while (portion := again(partial(_write_portion, connection, after))).last is not None:
-        after = portion.last
-        added, updated, done = added + portion.added, updated + portion.updated, done + portion.rows
+    while (chunk := run_with_retries(partial(_write_chunk, connection, after))).last is not None:
+        after = chunk.last
+        added, updated, done = added + chunk.added, updated + chunk.updated, done + chunk.rows
         progress("writing", done, total)
     if added or updated:
-        connection.execute(text("ANALYZE phone_number"))  # plans made for a small table are bad for a large one
+        connection.execute(text("ANALYZE phone_number"))  # the planner must know if the table is large now
     return added, updated, total - added - updated
 
 
-def _write_portion(connection: Connection, after: str | None) -> Any:
+def _write_chunk(connection: Connection, after: str | None) -> Any:
     return connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS}).one()
 
 
@@ -221,7 +233,7 @@ STAGE = """
     )
 """
 
-REPEATED = """
+DUPLICATES = """
     SELECT line, number, first_line, count(*) OVER () AS total
     FROM (
       SELECT line, number, first_value(line) OVER (PARTITION BY number ORDER BY line) AS first_line
@@ -232,9 +244,9 @@ REPEATED = """
     LIMIT :rows
 """
 
-# Rows that are already as they should be are not even locked. In a file that repeats a number its first line counts.
+# Unchanged rows are not even locked. If the file has a number twice, its first line counts.
 WRITE = """
-    WITH portion AS MATERIALIZED (
+    WITH chunk AS MATERIALIZED (
       SELECT DISTINCT ON (number) number, number_type, sms_enabled, mms_enabled, price_micros
       FROM import_row
       WHERE number > :after
@@ -242,10 +254,10 @@ WRITE = """
       LIMIT :rows
     ),
     change AS MATERIALIZED (
-      SELECT portion.*, p.number IS NULL AS is_new
-      FROM portion LEFT JOIN phone_number p USING (number)
+      SELECT chunk.*, p.number IS NULL AS is_new
+      FROM chunk LEFT JOIN phone_number p USING (number)
       WHERE (p.number_type, p.sms_enabled, p.mms_enabled, p.price_micros)
-        IS DISTINCT FROM (portion.number_type, portion.sms_enabled, portion.mms_enabled, portion.price_micros)
+        IS DISTINCT FROM (chunk.number_type, chunk.sms_enabled, chunk.mms_enabled, chunk.price_micros)
     ),
     written AS (
       INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros)
@@ -259,17 +271,8 @@ WRITE = """
         price_micros = excluded.price_micros
     )
     SELECT
-      (SELECT max(number) FROM portion) AS last,
-      (SELECT count(*) FROM portion) AS rows,
+      (SELECT max(number) FROM chunk) AS last,
+      (SELECT count(*) FROM chunk) AS rows,
       (SELECT count(*) FROM change WHERE is_new) AS added,
       (SELECT count(*) FROM change WHERE NOT is_new) AS updated
-"""
-
-STATS = """
-    SELECT number_type,
-      count(*) FILTER (WHERE assignment_id IS NULL AND (free_at IS NULL OR free_at <= clock_timestamp())) AS available,
-      count(*) FILTER (WHERE assignment_id IS NOT NULL) AS assigned,
-      count(*) FILTER (WHERE assignment_id IS NULL AND free_at > clock_timestamp()) AS quarantined
-    FROM phone_number
-    GROUP BY number_type
 """

@@ -1,8 +1,9 @@
-"""A part of the check: that each order has the assignments and the ledger entry that it says, and no more.
+"""A part of the check: every order has exactly the assignments and the ledger entry that its row describes.
 
-No index leads from an order to either: each would make every sale dearer, and nothing else needs one. So orders and
-what comes with them are read side by side, once if nothing is sold meanwhile and never more than twice, in short
-statements. The time is linear in the rows, in whatever order their ids are.
+No index leads from an order to its assignments or its ledger entry. Such an index would make every order slower, and
+nothing else needs it. So the check reads orders and rows side by side, page by page, in short statements. It reads them
+once if no orders run at the same time, and at most twice. The time is linear in the rows, whatever the order of their
+ids.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -13,28 +14,29 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 OrderId = str
-"""As text, which is compared in a fraction of the time: every row is."""
-Entry = tuple[OrderId, int | None, int]
-"""An order's id, how many rows, and of what money."""
+"""A UUID as text. Every row is compared by it, and text compares much faster than UUID objects."""
+OrderSum = tuple[OrderId, int | None, int]
+"""An order's id, a row count, and an amount of money in micros."""
 
-_NIL = UUID(int=0)
+_NIL_UUID = UUID(int=0)
 
 
-class Kind(NamedTuple):
-    """Rows that come with an order: how many, and of what value, their order says. No index leads from it to them.
+class RowsOfOrders(NamedTuple):
+    """One kind of rows that belong to orders: how to read both, and how to describe an error.
 
-    `orders` and `rows` read pages of (key, order's id, count, micros), where a row's count is 1. The count is null for
-    an order that does not say, and for its rows: of those it must have one at least.
+    `orders` and `rows` read pages of (key, order's id, count, micros). For an order, these are the count and the sum
+    that its row describes. For a row, the count is 1. The count is null if the order's row has no count, both for the
+    order and for its rows. Such an order must have at least one row.
     """
 
     orders: str
     rows: str
-    first: Any
+    first_key: Any
     missing: str
     miscounted: str
 
 
-ASSIGNMENTS_OF_ORDER = Kind(
+ASSIGNMENTS_OF_ORDERS = RowsOfOrders(
     orders="""
         SELECT id, id::text, number_count, CASE WHEN number_count IS NULL THEN 0 ELSE total_micros END
         FROM orders
@@ -50,11 +52,11 @@ ASSIGNMENTS_OF_ORDER = Kind(
         ORDER BY a.id
         LIMIT :rows
     """,
-    first=_NIL,
-    missing="has no assignment",
-    miscounted="is of {wanted} numbers, and has {found} assignments",
+    first_key=_NIL_UUID,
+    missing="has no assignments",
+    miscounted="has {expected} numbers but {found} assignments",
 )
-ENTRIES_OF_ORDER = Kind(
+LEDGER_ENTRIES_OF_ORDERS = RowsOfOrders(
     orders="""
         SELECT id, id::text, 1, 0
         FROM orders
@@ -69,105 +71,110 @@ ENTRIES_OF_ORDER = Kind(
         ORDER BY entry_no
         LIMIT :rows
     """,
-    first=0,
-    missing="has 0 ledger entries",
+    first_key=0,
+    missing="has no ledger entry",
     miscounted="has {found} ledger entries",
 )
 
 
 class Pairing:
-    """Orders whose rows have not all been met, and rows met before their order: few, if both are read in step."""
+    """The orders that still miss rows, and the rows whose order is not read yet. Both are few if read side by side."""
 
     def __init__(self) -> None:
-        self.open: dict[OrderId, tuple[int, int]] = {}
-        self.owed = 0
-        """How many rows the orders are waiting for; below zero, rows are waiting for orders."""
-        self._upto = ""
+        self.unpaired: dict[OrderId, tuple[int, int]] = {}
+        """The count and the micros that are still missing per order. They are negative if the rows came first."""
+        self.missing_rows = 0
+        """The sum of the counts in `unpaired`."""
+        self._last_order_id = ""
 
     def add_order(self, order_id: OrderId, count: int | None, micros: int) -> None:
-        self._upto = order_id
+        self._last_order_id = order_id
         if count is None:
-            ahead, _ = self.open.get(order_id, (-1, 0))
-            count = -ahead
+            # An order without a count expects the rows that were read already, or else one.
+            negative_count, _ = self.unpaired.get(order_id, (-1, 0))
+            count = -negative_count
         self._add(order_id, count, micros)
 
-    def add_rows(self, rows: Iterable[Entry]) -> None:
+    def add_rows(self, rows: Iterable[OrderSum]) -> None:
         for order_id, count, micros in rows:
-            # An order that does not say its count wants one row, and may have met it already.
-            if count is not None or order_id > self._upto or order_id in self.open:
+            # An order without a count expects only one row. If it has that row, it is not in `unpaired` any more.
+            if count is not None or order_id > self._last_order_id or order_id in self.unpaired:
                 self._add(order_id, -1, -micros)
 
     def _add(self, order_id: OrderId, count: int, micros: int) -> None:
-        self.owed += count
-        count_before, micros_before = self.open.pop(order_id, (0, 0))
+        self.missing_rows += count
+        count_before, micros_before = self.unpaired.pop(order_id, (0, 0))
         total = count_before + count, micros_before + micros
         if total != (0, 0):
-            self.open[order_id] = total
+            self.unpaired[order_id] = total
 
 
 def wrong_orders(connection: Connection, page_rows: int) -> Iterator[str]:
-    """Orders that have not what they should have, in assignments and in the ledger."""
+    """Return a sentence for each order whose assignments or ledger entry differ from its row."""
     for organization_id in connection.execute(text("SELECT id FROM organization ORDER BY id")).scalars().all():
-        for kind in (ASSIGNMENTS_OF_ORDER, ENTRIES_OF_ORDER):
-            reader = Reader(connection, page_rows, organization_id, kind)
-            if suspects := _suspects(reader):
-                yield from _judged(reader, suspects)
+        for kind in (ASSIGNMENTS_OF_ORDERS, LEDGER_ENTRIES_OF_ORDERS):
+            pages = Pages(connection, page_rows, organization_id, kind)
+            if suspects := _suspects(pages):
+                yield from _findings(pages, suspects)
 
 
-class Reader(NamedTuple):
-    """Reads the orders of an organization, and the rows of one kind that come with them, page by page."""
+class Pages(NamedTuple):
+    """Reads the orders of an organization and one kind of their rows, page by page."""
 
     connection: Connection
     page_rows: int
     organization_id: UUID
-    kind: Kind
+    kind: RowsOfOrders
 
-    def orders(self) -> Iterator[list[Entry]]:
-        return self._pages(self.kind.orders, _NIL)
+    def orders(self) -> Iterator[list[OrderSum]]:
+        return self._read(self.kind.orders, _NIL_UUID)
 
-    def rows(self) -> Iterator[list[Entry]]:
-        return self._pages(self.kind.rows, self.kind.first)
+    def rows(self) -> Iterator[list[OrderSum]]:
+        return self._read(self.kind.rows, self.kind.first_key)
 
-    def _pages(self, sql: str, after: Any) -> Iterator[list[Entry]]:
-        keys = {"organization_id": self.organization_id, "rows": self.page_rows}
-        while page := self.connection.execute(text(sql), {**keys, "after": after}).all():
+    def _read(self, sql: str, after: Any) -> Iterator[list[OrderSum]]:
+        values = {"organization_id": self.organization_id, "rows": self.page_rows}
+        while page := self.connection.execute(text(sql), {**values, "after": after}).all():
             after = page[-1][0]
+            # Ledger entries that add credit have no order.
             yield [(order_id, count, micros) for _, order_id, count, micros in page if order_id is not None]
 
 
-def _suspects(reader: Reader) -> Container[OrderId]:
-    """Orders that were read without all that comes with them. Sales going on meanwhile leave some that are sound."""
+def _suspects(pages: Pages) -> Container[OrderId]:
+    """Return the orders whose rows did not match. Some are correct: they were written while we read."""
     pairing = Pairing()
-    row_pages = reader.rows()
-    for orders in reader.orders():
+    row_pages = pages.rows()
+    for orders in pages.orders():
         for order in orders:
             pairing.add_order(*order)
-        while pairing.owed > 0 and (rows := next(row_pages, None)) is not None:
+        # Read rows only as far as the orders need them, so that `unpaired` stays small.
+        while pairing.missing_rows > 0 and (rows := next(row_pages, None)) is not None:
             pairing.add_rows(rows)
     for rows in row_pages:
         pairing.add_rows(rows)
-    return pairing.open
+    return pairing.unpaired
 
 
-def _judged(reader: Reader, suspects: Container[OrderId]) -> Iterator[str]:
-    """Of the suspects, those that are wrong. Orders are read wholly first: whatever comes with one is there by then."""
-    orders = chain.from_iterable(reader.orders())
-    wanted = {order_id: (count, micros) for order_id, count, micros in orders if order_id in suspects}
-    found = dict.fromkeys(wanted, (0, 0))
-    for order_id, _, micros in chain.from_iterable(reader.rows()):
+def _findings(pages: Pages, suspects: Container[OrderId]) -> Iterator[str]:
+    """Return a sentence for each suspect that is really wrong."""
+    # All orders are read before any row. An order commits together with its rows, so these rows are visible by then.
+    orders = chain.from_iterable(pages.orders())
+    expected = {order_id: (count, micros) for order_id, count, micros in orders if order_id in suspects}
+    found = dict.fromkeys(expected, (0, 0))
+    for order_id, _, micros in chain.from_iterable(pages.rows()):
         if order_id in found:
             found[order_id] = found[order_id][0] + 1, found[order_id][1] + micros
-    for order_id, (count, micros) in wanted.items():
-        if finding := _finding(reader.kind, (count, micros), found[order_id]):
+    for order_id, (count, micros) in expected.items():
+        if finding := _finding(pages.kind, (count, micros), found[order_id]):
             yield f"order {order_id} {finding}"
 
 
-def _finding(kind: Kind, wanted: tuple[int | None, int], found: tuple[int, int]) -> str | None:
-    """What is wrong, if these are the count and the money that the order says, and those that there are."""
+def _finding(kind: RowsOfOrders, expected: tuple[int | None, int], found: tuple[int, int]) -> str | None:
+    """Compare the count and the micros of an order with those of its rows. Return what is wrong, if anything."""
     if found[0] == 0:
         return kind.missing
-    if wanted[0] is None or wanted == found:
+    if expected[0] is None or expected == found:
         return None
-    if found[0] != wanted[0]:
-        return kind.miscounted.format(wanted=wanted[0], found=found[0])
-    return f"has a total of {wanted[1]} micros, and its numbers cost {found[1]}"
+    if found[0] != expected[0]:
+        return kind.miscounted.format(expected=expected[0], found=found[0])
+    return f"has a total of {expected[1]} micros, but its numbers cost {found[1]}"

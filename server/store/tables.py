@@ -1,4 +1,7 @@
-"""The tables, as SQLAlchemy Core sees them. Migrations make them; a test holds the two together."""
+"""The tables for SQLAlchemy Core, and when a number is available. Migrations create them. A test compares the two."""
+
+from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -6,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKeyConstraint,
     Index,
     LargeBinary,
@@ -15,6 +19,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    and_,
+    func,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
@@ -22,7 +29,9 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 metadata = MetaData()
 
 Instant = TIMESTAMP(timezone=True)
-ByCode = Text(collation="C")  # compared byte by byte: one order of locking, whatever the database's locale
+_NOW = func.clock_timestamp(type_=Instant)  # not now(): that is the time when the transaction started
+# Text compared byte by byte. So all transactions lock in the same order, whatever the locale of the database.
+TextByBytes = Text(collation="C")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -33,15 +42,16 @@ NUMBER_TYPES = ("local", "toll_free", "short_code")
 IDENTITY_STATUSES = ("SELF_DECLARED", "UNVERIFIED", "VERIFIED", "VETTED_VERIFIED")
 CAMPAIGN_STATUSES = ("PENDING", "ACTIVE", "REJECTED", "EXPIRED")
 
-# Its row is what every order of an organization locks and changes, so it is kept HOT: room in the page, early vacuum.
+# Every order updates the row of its organization. These storage settings keep the updates HOT: free space in each page,
+# and an early vacuum.
 organization = Table(
     "organization",
     metadata,
     Column("id", Uuid, nullable=False),
     Column("name", Text, nullable=False),
     Column("balance_micros", BigInteger, nullable=False, server_default=text("0")),
-    Column("entry_no", BigInteger, nullable=False, server_default=text("0")),  # number of its newest ledger entry
-    Column("revision", BigInteger, nullable=False, server_default=text("0")),  # +1 by a change of key, brand, campaign
+    Column("entry_no", BigInteger, nullable=False, server_default=text("0")),  # of the newest ledger entry
+    Column("revision", BigInteger, nullable=False, server_default=text("0")),  # +1 per change of key, brand, campaign
     Column("created_at", Instant, nullable=False),
     PrimaryKeyConstraint("id", name="organization_pkey"),
     CheckConstraint("balance_micros >= 0", name="organization_balance_not_negative"),
@@ -99,19 +109,19 @@ campaign = Table(
     ),
 )
 
-# One row a number, and its whole state: what an order locks is what it decides on.
-# No index may name assignment_id: every sale changes it, and must stay a HOT update.
+# A row has the whole state of a number, so that an order decides on the row that it locks.
+# No index may include assignment_id: every order changes it, and that must stay a HOT update.
 phone_number = Table(
     "phone_number",
     metadata,
-    Column("number", ByCode, nullable=False),
+    Column("number", TextByBytes, nullable=False),
     Column("number_type", Text, nullable=False),
     Column("sms_enabled", Boolean, nullable=False),
     Column("mms_enabled", Boolean, nullable=False),
     Column("price_micros", BigInteger, nullable=False),
-    Column("assignment_id", Uuid),  # the live assignment; null: nobody's
-    Column("held_by", Uuid),  # organization that may take it before free_at; null with free_at: quarantine
-    Column("free_at", Instant),  # from then on anyone may take it; null: at once
+    Column("assignment_id", Uuid),  # the live assignment, or null
+    Column("held_by", Uuid),  # the organization that may order it before free_at. Null: none may
+    Column("free_at", Instant),  # the end of the quarantine, when every organization may order it
     PrimaryKeyConstraint("number", name="phone_number_pkey"),
     CheckConstraint(_one_of("number_type", NUMBER_TYPES), name="phone_number_type_known"),
     CheckConstraint("price_micros >= 0", name="phone_number_price_not_negative"),
@@ -122,16 +132,31 @@ phone_number = Table(
     postgresql_with={"fillfactor": "90"},
 )
 
+
+def is_available(organization_id: UUID | None = None, now: ColumnElement[datetime] = _NOW) -> ColumnElement[bool]:
+    """Whether the organization can order a phone_number. Without an organization: whether every organization can.
+
+    That is so if it is not assigned, and not in quarantine or held for another organization. Orders use the same rule
+    in Python, `rules.values.Number.is_available_to`. A test compares the two.
+    """
+    n = phone_number.c
+    may_order = or_(n.free_at.is_(None), n.free_at <= now)
+    if organization_id is not None:
+        # IS NOT DISTINCT FROM is false for a null in held_by, where = would be null.
+        may_order = or_(may_order, n.held_by.is_not_distinct_from(organization_id))
+    return and_(n.assignment_id.is_(None), may_order)
+
+
 orders = Table(
     "orders",
     metadata,
     Column("organization_id", Uuid, nullable=False),
-    Column("id", Uuid, nullable=False),  # uuid7, given before the first attempt
+    Column("id", Uuid, nullable=False),  # uuid7, chosen before the first attempt
     Column("api_key_id", Uuid, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("total_micros", BigInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
-    Column("number_count", BigInteger),  # null: by a server that did not know the column
+    Column("number_count", BigInteger),  # null if written by a server that did not know the column
     PrimaryKeyConstraint("organization_id", "id", name="orders_pkey"),
     CheckConstraint("total_micros >= 0", name="orders_total_not_negative"),
     ForeignKeyConstraint(
@@ -139,15 +164,15 @@ orders = Table(
     ),
 )
 
-# No index by order: the check does without (pairing.py), and one costs each sale 5 % of the database's CPU (118 us
-# instead of 111 to 113, in batches of 64 orders).
+# No index by order_id. It would cost 5 % of the database's CPU (118 us per order instead of 111 to 113 us, in batches
+# of 64 orders). Only the check could use it, and works without it (pairing.py).
 assignment = Table(
     "assignment",
     metadata,
     Column("organization_id", Uuid, nullable=False),
     Column("id", Uuid, nullable=False),  # uuid7: (organization_id, id) descending is "newest first"
     Column("order_id", Uuid, nullable=False),
-    Column("number", ByCode, nullable=False),
+    Column("number", TextByBytes, nullable=False),
     Column("inbound_url", Text),
     Column("status_url", Text),
     Column("label", Text),
@@ -155,7 +180,7 @@ assignment = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("released_at", Instant),
-    Column("price_micros", BigInteger),  # what the number cost; null: by a server that did not know the column
+    Column("price_micros", BigInteger),  # of the number. Null if written by a server that did not know the column
     PrimaryKeyConstraint("organization_id", "id", name="assignment_pkey"),
     ForeignKeyConstraint(
         ["organization_id", "order_id"], ["orders.organization_id", "orders.id"], name="assignment_order_fkey"
@@ -167,7 +192,7 @@ assignment = Table(
         name="assignment_campaign_fkey",
     ),
 )
-# The database's own word that a number is never sold twice.
+# A second guarantee that a number is never assigned twice. The first one is that each order locks its numbers.
 Index(
     "assignment_one_live_per_number",
     assignment.c.number,
@@ -175,7 +200,7 @@ Index(
     postgresql_where=assignment.c.released_at.is_(None),
 )
 
-# Append-only. Numbered per organization from 1 without gaps, each entry with the balance after it.
+# Append-only. The entries of an organization have the numbers 1, 2, 3 … without gaps.
 ledger_entry = Table(
     "ledger_entry",
     metadata,
@@ -198,15 +223,15 @@ ledger_entry = Table(
     ),
 )
 
-# The answers to orders that came with an idempotency key, for a day: they come and go without touching their orders.
+# The stored responses to orders with an idempotency key. They are deleted after a day. Their orders stay unchanged.
 idempotency_key = Table(
     "idempotency_key",
     metadata,
     Column("organization_id", Uuid, nullable=False),
-    Column("key", ByCode, nullable=False),
-    Column("fingerprint", LargeBinary, nullable=False),  # SHA-256 of what was asked for
+    Column("key", TextByBytes, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),  # SHA-256 of the request's content
     Column("order_id", Uuid, nullable=False),
-    Column("answer", LargeBinary, nullable=False),  # the serialized answer, byte for byte
+    Column("answer", LargeBinary, nullable=False),  # the serialized response
     Column("created_at", Instant, nullable=False),
     PrimaryKeyConstraint("organization_id", "key", name="idempotency_key_pkey"),
 )

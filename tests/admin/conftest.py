@@ -1,4 +1,4 @@
-"""The command line as an operator uses it, and numbers that are sold without a server."""
+"""The command line as an operator uses it, and orders that tests write without a server."""
 
 import json
 import subprocess
@@ -11,27 +11,28 @@ from uuid_utils.compat import uuid7
 
 from server import cli
 from server.config import settings
-from tests.conftest import Database, _execute, _new_database
+from server.store.check import violations
 from tests.support.customer import Customer
+from tests.support.databases import Database, drop_database, new_database
 
 COMMAND = Path(sys.executable).parent / "ordernumbers"
 
 
 class OrderNumbers:
-    """`ordernumbers`, run in this process or in one of its own."""
+    """The command `ordernumbers`, run in this process or in a new one."""
 
     def __init__(self, monkeypatch, capsys):
         self._monkeypatch = monkeypatch
         self._capsys = capsys
 
     def __call__(self, *arguments):
-        """What it says in JSON when it succeeds."""
+        """Run a command that succeeds, and return its JSON output."""
         status, out, err = self.run(*arguments, "--json")
         assert (status, err) == (0, "")
         return json.loads(out)
 
     def refusal(self, *arguments):
-        """The error it tells in JSON."""
+        """Run a command that fails, and return the error in its JSON output."""
         status, out, err = self.run(*arguments, "--json")
         assert status != 0
         assert out == ""
@@ -40,7 +41,7 @@ class OrderNumbers:
         return error["error"]
 
     def run(self, *arguments):
-        """Its exit status, stdout and stderr."""
+        """Run a command in this process, and return its exit status, stdout and stderr."""
         settings.cache_clear()
         self._capsys.readouterr()
         self._monkeypatch.setattr(sys, "argv", ["ordernumbers", *map(str, arguments)])
@@ -51,7 +52,7 @@ class OrderNumbers:
 
     @staticmethod
     def process(*arguments, **options):
-        """The same as a process."""
+        """Run a command in a new process."""
         command = [COMMAND, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
 
@@ -64,10 +65,10 @@ def ordernumbers(database, monkeypatch, capsys):
 
 @pytest.fixture
 def damaged(postgres):
-    """A database that no test expects to be in order afterwards."""
-    name = _new_database(postgres)
+    """A database whose invariants are not checked after the test."""
+    name = new_database(postgres)
     yield Database.at(postgres.url(name))
-    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    drop_database(postgres, name)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ SELL = [
 
 
 def sell(customer, number):
-    """An order of one number at one credit, as a server would write it. Returns the ids in it."""
+    """Write an order of one number for one credit, as a server does. Return its ids."""
     ids = {
         "organization": customer.id,
         "key": customer.key_id,
@@ -111,3 +112,48 @@ def sell(customer, number):
         for statement in SELL:
             connection.execute(text(statement), ids)
     return ids
+
+
+@pytest.fixture
+def sold(damaged):
+    """The ids of an order of one number, for the test to damage. Beside it are a correct order and an unsold number."""
+    customer = Customer.open(damaged.engine)
+    damaged_number, correct_number, _ = customer.numbers(3)
+    ids = sell(customer, damaged_number)
+    sell(customer, correct_number)
+    assert violations(damaged.engine) == []
+    return ids
+
+
+@pytest.fixture
+def damage(damaged, sold):
+    """Run statements that break something, and return the findings of the check."""
+
+    def run(*statements, **values):
+        with damaged.engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # turns off foreign keys
+            for statement in statements:
+                connection.execute(text(statement), sold | values)
+        return violations(damaged.engine)
+
+    return run
+
+
+# Statements for `damage`.
+COUNT_1 = ()  # as `sell` writes it
+COUNT_3 = ("UPDATE orders SET number_count = 3 WHERE id = :order",)
+# As written by a server that did not know these columns.
+NO_COUNT = ("UPDATE orders SET number_count = NULL", "UPDATE assignment SET price_micros = NULL")
+# Two more numbers of the order. The ids are random, unlike uuid7.
+TWO_MORE_NUMBERS = tuple(
+    f"""
+    WITH number AS (
+      INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros, assignment_id)
+      VALUES ('+{i}', 'local', true, true, 0, gen_random_uuid())
+      RETURNING *
+    )
+    INSERT INTO assignment (organization_id, id, order_id, number, price_micros, created_at, updated_at)
+    SELECT :organization, assignment_id, :order, number, 0, now(), now() FROM number
+    """
+    for i in (1, 2)
+)

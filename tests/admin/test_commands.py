@@ -1,4 +1,4 @@
-"""Every admin command on a real database: what it prints, what it changes, and how it refuses."""
+"""All admin commands on a real database: what they print, what they change, and their errors."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from server.store import admin, migrations
 from server.store.check import durability, violations
 from server.store.engine import admin_engine
 from tests.admin.conftest import sell
-from tests.conftest import _execute
+from tests.support.databases import execute
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 UNKNOWN = uuid4()
@@ -53,9 +53,9 @@ def test_an_organization_without_credit_has_no_ledger_entry(ordernumbers, databa
     assert rows(database, "SELECT * FROM ledger_entry") == []
 
 
-def test_its_assigned_numbers_are_counted(ordernumbers, database, customer):
-    kept, released, _ = customer.numbers(3)
-    sell(customer, kept)
+def test_the_assigned_numbers_of_an_organization_are_counted(ordernumbers, database, customer):
+    assigned, released, _ = customer.numbers(3)
+    sell(customer, assigned)
     sell(customer, released)
     with database.engine.begin() as connection:
         number = {"number": released}
@@ -67,7 +67,7 @@ def test_its_assigned_numbers_are_counted(ordernumbers, database, customer):
 def test_a_name_is_checked(ordernumbers, database):
     for name in ("", "  ", "x" * 256, "two\nlines", "nul\0"):
         assert ordernumbers.refusal("org", "create", name) == (
-            "a name has 1 to 255 characters, none of them a control character"
+            "a name must have 1 to 255 characters, not only spaces, and no control characters"
         )
     assert rows(database, "SELECT * FROM organization") == []
 
@@ -96,10 +96,10 @@ def test_a_balance_never_falls_below_zero(ordernumbers, database, org):
     assert len(rows(database, "SELECT * FROM ledger_entry")) == len(rows(database, "SELECT * FROM organization")) == 1
 
 
-def test_a_balance_too_large_to_keep_is_refused(ordernumbers, database, org):
+def test_a_balance_too_large_to_store_is_refused(ordernumbers, database, org):
     with database.engine.begin() as connection:
         admin.add_credit(connection, UUID(org), 2**63 - 1)
-    assert ordernumbers.refusal("org", "credit", org, "1") == "the balance would be too large to keep"
+    assert ordernumbers.refusal("org", "credit", org, "1") == "the balance would be too large to store"
 
 
 def test_an_amount_is_decimal_text(ordernumbers, org):
@@ -107,11 +107,11 @@ def test_an_amount_is_decimal_text(ordernumbers, org):
         assert ordernumbers.refusal("org", "credit", org, amount).startswith(f"{amount!r} is not an amount")
 
 
-def test_a_credit_of_nothing_is_refused(ordernumbers, org):
+def test_a_credit_of_zero_is_refused(ordernumbers, org):
     assert ordernumbers.refusal("org", "credit", org, "0.00") == "the amount must not be zero"
 
 
-def test_credits_at_the_same_time_are_numbered_without_gaps(database):
+def test_concurrent_credits_are_numbered_without_gaps(database):
     with database.engine.begin() as connection:
         organization_id = admin.create_organization(connection, "Busy")
 
@@ -132,19 +132,19 @@ def test_credits_at_the_same_time_are_numbered_without_gaps(database):
 # ---------------------------------------------------------------- keys
 
 
-def test_a_key_is_shown_once_and_only_its_digest_is_kept(ordernumbers, database, org):
-    made = ordernumbers("key", "create", org, "--scope", "numbers:write", "--scope", "numbers:read")
-    assert list(made) == ["id", "key", "scopes", "expires_at"]
-    assert keys.is_well_formed(made["key"])
-    assert (made["scopes"], made["expires_at"]) == (["numbers:read", "numbers:write"], None)
-    assert rows(database, "SELECT digest FROM api_key") == [(keys.digest(made["key"]),)]
+def test_a_key_is_shown_once_and_only_its_digest_is_stored(ordernumbers, database, org):
+    created = ordernumbers("key", "create", org, "--scope", "numbers:write", "--scope", "numbers:read")
+    assert list(created) == ["id", "key", "scopes", "expires_at"]
+    assert keys.is_well_formed(created["key"])
+    assert (created["scopes"], created["expires_at"]) == (["numbers:read", "numbers:write"], None)
+    assert rows(database, "SELECT digest FROM api_key") == [(keys.digest(created["key"]),)]
     status, out, _ = ordernumbers.run("key", "list", org)
     assert status == 0
-    assert made["id"] in out
-    assert made["key"] not in out
+    assert created["id"] in out
+    assert created["key"] not in out
 
 
-def test_a_key_is_told_to_be_shown_only_once(ordernumbers, org):
+def test_the_operator_is_warned_that_a_key_is_shown_only_once(ordernumbers, org):
     status, out, _ = ordernumbers.run("key", "create", org, "--scope", "numbers:read")
     text, words = out.splitlines()
     assert status == 0
@@ -152,31 +152,31 @@ def test_a_key_is_told_to_be_shown_only_once(ordernumbers, org):
     assert "shown only once" in words
 
 
-def test_a_key_expires_when_told(ordernumbers, database, org):
-    for told in ("45s", "5m", "12h", "90d", "2w"):
-        ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", told)
+def test_a_key_expires_after_the_given_duration(ordernumbers, database, org):
+    for duration in ("45s", "5m", "12h", "90d", "2w"):
+        ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", duration)
     lives = rows(database, "SELECT round(extract(epoch FROM expires_at - created_at)) FROM api_key ORDER BY id")
     assert lives == [(45,), (5 * 60,), (12 * 3600,), (90 * 86400,), (14 * 86400,)]
 
 
-def test_a_wrong_time_is_refused(ordernumbers, org):
-    for told in ("90", "0d", "-1d", "1.5d", "d", "1y", ""):
-        refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", f"--expires-in={told}")
-        assert refusal == f"{told!r} is not a time: a whole number and a unit of s, m, h, d, w, like 90d"
+def test_a_wrong_duration_is_refused(ordernumbers, org):
+    for duration in ("90", "0d", "-1d", "1.5d", "d", "1y", ""):
+        refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", f"--expires-in={duration}")
+        assert refusal == f"{duration!r} is not a duration. Write a whole number and a unit (s, m, h, d, w), like 90d"
 
 
-def test_a_key_for_ages_is_refused(ordernumbers, org):
+def test_a_key_that_expires_too_late_is_refused(ordernumbers, org):
     refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", "--expires-in", "99999w")
-    assert refusal == "a key expires in more than nothing and at most 36500 days"
+    assert refusal == "a key must expire in more than 0 and at most 36500 days"
 
 
 def test_an_unknown_scope_is_refused(ordernumbers, database, org):
     refusal = ordernumbers.refusal("key", "create", org, "--scope", "numbers:read", "--scope", "numbers:all")
-    assert refusal == "a key's scopes are one or more of numbers:read, numbers:write"
+    assert refusal == "a key must have one or more of the scopes numbers:read, numbers:write"
     assert rows(database, "SELECT * FROM api_key") == []
 
 
-def test_keys_are_listed_the_oldest_first(ordernumbers, org):
+def test_keys_are_listed_oldest_first(ordernumbers, org):
     first = ordernumbers("key", "create", org, "--scope", "numbers:read", "--expires-in", "1d")
     second = ordernumbers("key", "create", org, "--scope", "numbers:write")
     revoked = ordernumbers("key", "revoke", second["id"])
@@ -189,7 +189,7 @@ def test_keys_are_listed_the_oldest_first(ordernumbers, org):
     assert all(map(INSTANT.fullmatch, [*created, first["expires_at"], revoked["revoked_at"]]))
 
 
-def test_a_revoked_key_stays_revoked_since_then(database, customer):
+def test_revoking_a_key_again_does_not_change_when_it_was_revoked(database, customer):
     def revoke():
         with database.engine.begin() as connection:
             return admin.revoke_key(connection, customer.key_id)
@@ -205,8 +205,8 @@ def test_a_revoked_key_stays_revoked_since_then(database, customer):
 def test_a_brand_is_created_and_changed(ordernumbers, database, org):
     brand = ordernumbers("brand", "create", org, "Acme Shoes", "--identity-status", "UNVERIFIED")
     assert list(brand) == ["id"]
-    kept = {"id": brand["id"], "identity_status": "VERIFIED"}
-    assert ordernumbers("brand", "set", brand["id"], "--identity-status", "VERIFIED") == kept
+    changed = {"id": brand["id"], "identity_status": "VERIFIED"}
+    assert ordernumbers("brand", "set", brand["id"], "--identity-status", "VERIFIED") == changed
     assert rows(database, "SELECT name, identity_status FROM brand") == [("Acme Shoes", "VERIFIED")]
 
 
@@ -215,8 +215,8 @@ def test_a_campaign_is_created_and_changed(ordernumbers, database, org):
     linked = ordernumbers("campaign", "create", org, "Sale", "--brand", brand, "--status", "PENDING")
     assert list(linked) == ["id"]
     ordernumbers("campaign", "create", org, "Free", "--status", "EXPIRED")
-    kept = {"id": linked["id"], "status": "ACTIVE"}
-    assert ordernumbers("campaign", "set", linked["id"], "--status", "ACTIVE") == kept
+    changed = {"id": linked["id"], "status": "ACTIVE"}
+    assert ordernumbers("campaign", "set", linked["id"], "--status", "ACTIVE") == changed
     campaigns = rows(database, "SELECT name, status, brand_id FROM campaign ORDER BY name")
     assert campaigns == [("Free", "EXPIRED", None), ("Sale", "ACTIVE", UUID(brand))]
 
@@ -224,10 +224,10 @@ def test_a_campaign_is_created_and_changed(ordernumbers, database, org):
 def test_unknown_statuses_are_refused(ordernumbers, org):
     brand = ordernumbers("brand", "create", org, "Acme Shoes", "--identity-status", "VERIFIED")["id"]
     campaign = ordernumbers("campaign", "create", org, "Sale", "--status", "ACTIVE")["id"]
-    identity = "a brand's identity status is one of SELF_DECLARED, UNVERIFIED, VERIFIED, VETTED_VERIFIED"
+    identity = "a brand's identity status must be one of SELF_DECLARED, UNVERIFIED, VERIFIED, VETTED_VERIFIED"
     assert ordernumbers.refusal("brand", "create", org, "B", "--identity-status", "verified") == identity
     assert ordernumbers.refusal("brand", "set", brand, "--identity-status", "ACTIVE") == identity
-    status = "a campaign's status is one of PENDING, ACTIVE, REJECTED, EXPIRED"
+    status = "a campaign's status must be one of PENDING, ACTIVE, REJECTED, EXPIRED"
     assert ordernumbers.refusal("campaign", "create", org, "C", "--status", "VERIFIED") == status
     assert ordernumbers.refusal("campaign", "set", campaign, "--status", "") == status
 
@@ -237,7 +237,7 @@ def test_another_organizations_brand_is_refused(ordernumbers, database, org):
     brand = ordernumbers("brand", "create", other, "Theirs", "--identity-status", "VERIFIED")["id"]
     for refused in (brand, UNKNOWN):
         refusal = ordernumbers.refusal("campaign", "create", org, "Sale", "--brand", refused, "--status", "ACTIVE")
-        assert refusal == "the brand is not one of the organization's"
+        assert refusal == "the brand does not belong to the organization"
     assert rows(database, "SELECT * FROM campaign") == []
 
 
@@ -299,7 +299,7 @@ def test_results_are_sentences_without_json(ordernumbers, org):
 ESCAPES = "\x1b]0;title\x07\x1b[2J\r\b\x9b31m\u202e\u2066\u200b\x7f"
 
 
-def test_what_others_wrote_does_not_drive_the_terminal(ordernumbers, database, org, tmp_path):
+def test_control_characters_in_names_and_files_are_escaped(ordernumbers, database, org, tmp_path):
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE organization SET name = :name"), {"name": f"Acme {ESCAPES}電話\n"})
     file = tmp_path / f"{ESCAPES}.csv"
@@ -315,7 +315,7 @@ def test_what_others_wrote_does_not_drive_the_terminal(ordernumbers, database, o
     assert "電話" in ordernumbers.run(*commands[0])[1]
 
 
-def test_what_is_not_understood_exits_with_2(ordernumbers):
+def test_wrong_usage_exits_with_2(ordernumbers):
     for command in (
         ("org", "show"),
         ("org", "show", "seven"),
@@ -341,7 +341,7 @@ def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, cust
     status, out, err = ordernumbers.run("check", "--json")
     sentence = (
         f"organization {customer.id} has a balance of 1000000000001 micros after 1 ledger entries, "
-        "and its newest entry, 1, leaves 1000000000000"
+        "but its newest entry is 1 with a balance of 1000000000000"
     )
     assert (status, json.loads(out), err) == (1, {"ok": False, "violations": [sentence, *unsafe]}, "")
     assert ordernumbers.run("check") == (1, "\n".join([sentence, *unsafe]) + "\n", "")
@@ -350,7 +350,7 @@ def test_check_names_what_is_wrong_and_exits_with_1(ordernumbers, database, cust
 
 
 def test_a_database_is_upgraded_once(ordernumbers, postgres, monkeypatch):
-    _execute(postgres, "CREATE DATABASE empty")
+    execute(postgres, "CREATE DATABASE empty")
     monkeypatch.setenv("DATABASE_URL", postgres.url("empty"))
     newest = migrations.newest()
     for command in (("org", "create", "Acme"), ("check",), ("inventory", "stats"), ("serve",)):
@@ -361,21 +361,21 @@ def test_a_database_is_upgraded_once(ordernumbers, postgres, monkeypatch):
     assert ordernumbers("db", "upgrade") == {"from": newest, "to": newest}
     assert ordernumbers.run("db", "upgrade")[1] == f"The database is already at {newest}.\n"
     assert violations(admin_engine(postgres.url("empty"))) == []
-    _execute(postgres, "DROP DATABASE empty")
+    execute(postgres, "DROP DATABASE empty")
 
 
 def test_a_database_of_another_version_is_left_alone(ordernumbers, postgres, monkeypatch):
-    _execute(postgres, "CREATE DATABASE newer TEMPLATE migrated")
+    execute(postgres, "CREATE DATABASE newer TEMPLATE migrated")
     monkeypatch.setenv("DATABASE_URL", postgres.url("newer"))
     with psycopg.connect(postgres.url("newer")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.execute("COMMENT ON TABLE alembic_version IS '9998'")
     for command in (("db", "upgrade"), ("serve",)):
         assert ordernumbers.refusal(*command).startswith("the database is newer than this version of the program")
-    _execute(postgres, "DROP DATABASE newer")
+    execute(postgres, "DROP DATABASE newer")
 
 
-def test_an_unreachable_database_is_told_without_its_password(ordernumbers, monkeypatch):
+def test_an_unreachable_database_is_reported_without_its_password(ordernumbers, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgresql://someone:sekret@127.0.0.1:1/numbers")
     for command in (("check",), ("org", "show", UNKNOWN), ("db", "upgrade"), ("inventory", "stats"), ("serve",)):
         status, out, err = ordernumbers.run(*command)
@@ -395,7 +395,7 @@ def test_an_unreachable_database_is_told_without_its_password(ordernumbers, monk
         "postgresql://someone:1/sekret@127.0.0.1:1/numbers",
     ],
 )
-def test_a_url_that_is_none_is_told_without_its_password(ordernumbers, monkeypatch, url):
+def test_an_invalid_url_is_reported_without_its_password(ordernumbers, monkeypatch, url):
     monkeypatch.setenv("DATABASE_URL", url)
     for command in ("check", "serve", "up", "edge"):
         status, out, err = ordernumbers.run(command)
@@ -404,12 +404,12 @@ def test_a_url_that_is_none_is_told_without_its_password(ordernumbers, monkeypat
         assert "sekret" not in err
 
 
-def test_without_a_database_the_way_to_one_is_told(ordernumbers, monkeypatch, tmp_path):
+def test_without_a_database_the_error_explains_how_to_get_one(ordernumbers, monkeypatch, tmp_path):
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.setenv("ORDERNUMBERS_DATA_DIR", str(tmp_path))
     assert ordernumbers.refusal("check") == (
-        f"the embedded database of {tmp_path} is not running; "
-        "start it with `ordernumbers up` (make run), or set DATABASE_URL"
+        f"the embedded database of {tmp_path} is not running. "
+        "Start it with `ordernumbers up` (make run), or set DATABASE_URL"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a crash may lose is reported, and what admin commands are told is committed is on disk."""
+"""The check reports settings that may lose commits in a crash. Admin commands wait until their commits are on disk."""
 
 import psycopg
 import pytest
@@ -8,7 +8,7 @@ from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.check import durability
 from server.store.engine import admin_engine
-from tests.conftest import _execute, open_folder
+from tests.support.databases import execute, open_folder
 from tests.support.stack import wait_until
 
 
@@ -20,7 +20,7 @@ def durable():
         yield postgres
 
 
-def test_a_database_that_keeps_what_it_acknowledges_is_in_order(durable, ordernumbers, monkeypatch):
+def test_a_database_with_safe_settings_has_no_findings(durable, ordernumbers, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", durable.url())
     assert ordernumbers("check") == {"ok": True, "violations": []}
     assert ordernumbers.run("check") == (0, "All invariants hold.\n", "")
@@ -33,22 +33,22 @@ def test_a_database_that_keeps_what_it_acknowledges_is_in_order(durable, ordernu
         ("full_page_writes", "a crash of the machine may damage the database"),
         (
             "synchronous_commit",
-            "a crash may lose what was acknowledged by programs that do not turn it on for themselves",
+            "a crash may lose acknowledged commits of programs that do not turn it on themselves",
         ),
     ],
 )
-def test_a_setting_that_may_lose_orders_is_found(durable, ordernumbers, monkeypatch, setting, finding):
+def test_an_unsafe_setting_is_found(durable, ordernumbers, monkeypatch, setting, finding):
     monkeypatch.setenv("DATABASE_URL", durable.url())
     _configure(durable, f"ALTER SYSTEM SET {setting} = off", setting, "off")
-    sentence = f"the database's setting {setting} is off: {finding}"
+    sentence = f"the database setting {setting} is off: {finding}"
     assert ordernumbers.run("check") == (1, f"{sentence}\n", "")
     _configure(durable, f"ALTER SYSTEM RESET {setting}", setting, "on")
     assert ordernumbers("check")["ok"] is True
 
 
 def _configure(postgres, statement, setting, value):
-    _execute(postgres, statement)
-    _execute(postgres, "SELECT pg_reload_conf()")
+    execute(postgres, statement)
+    execute(postgres, "SELECT pg_reload_conf()")
 
     def is_set():
         with psycopg.connect(postgres.url()) as connection:
@@ -57,12 +57,12 @@ def _configure(postgres, statement, setting, value):
     wait_until(is_set)
 
 
-def test_what_is_off_for_the_database_is_found_though_our_sessions_turn_it_on(durable):
-    _execute(durable, "ALTER DATABASE ordernumbers SET synchronous_commit = off")
+def test_an_unsafe_default_of_the_database_is_found_although_our_sessions_override_it(durable):
+    execute(durable, "ALTER DATABASE ordernumbers SET synchronous_commit = off")
     engine = admin_engine(durable.url())
     with engine.connect() as connection:
         assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
     (finding,) = durability(engine)
-    assert finding.startswith("the database's setting synchronous_commit is off")
-    _execute(durable, "ALTER DATABASE ordernumbers RESET synchronous_commit")
+    assert finding.startswith("the database setting synchronous_commit is off")
+    execute(durable, "ALTER DATABASE ordernumbers RESET synchronous_commit")
     assert durability(engine) == []

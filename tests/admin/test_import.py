@@ -1,4 +1,4 @@
-"""Importing numbers: every row is checked, all or nothing, and what is owned stays so."""
+"""Importing numbers: every row is checked, all rows are imported or none, and assignments never change."""
 
 import json
 import os
@@ -48,14 +48,14 @@ def test_numbers_are_added(import_lines, inventory_rows):
     ]
 
 
-def test_columns_may_come_in_any_order_and_quoted(import_lines, inventory_rows):
+def test_columns_may_have_any_order_and_quotes(import_lines, inventory_rows):
     import_lines(
         '"2.5","+14155550123",false,"local",true', "", header="price,number,mms_enabled,number_type,sms_enabled"
     )
     assert inventory_rows() == [("+14155550123", "local", True, False, 2_500_000)]
 
 
-def test_short_codes_are_as_short_as_their_country_has_them(import_lines, inventory_rows):
+def test_short_codes_follow_the_rules_of_their_country(import_lines, inventory_rows):
     imported = import_lines("+172345,short_code,true,false,1", "+172346,local,true,false,1", skip_bad=True)
     assert imported.bad == [BadRow(3, "number +172346 is not a possible number")]
     assert inventory_rows("number") == [("+172345",)]
@@ -67,12 +67,12 @@ BAD_ROWS = {
     "+014155550123,local,true,false,1": "number '+014155550123' is not E.164",
     "+1415555012345678,local,true,false,1": "number '+1415555012345678' is not E.164",
     " +14155550123,local,true,false,1": "number ' +14155550123' is not E.164",
-    "+21012345678,local,true,false,1": "number +21012345678 has no known country code",
+    "+21012345678,local,true,false,1": "number +21012345678 has an unknown country code",
     "+141555501,local,true,false,1": "number +141555501 is not a possible number",
-    "+114155550123,local,true,false,1": "number +114155550123 is written +14155550123",
+    "+114155550123,local,true,false,1": "number +114155550123 must be written +14155550123",
     "+14155550123,mobile,true,false,1": "number_type 'mobile' is not one of local, toll_free, short_code",
-    "+14155550123,local,yes,false,1": "sms_enabled 'yes' is neither true nor false",
-    "+14155550123,local,true,FALSE,1": "mms_enabled 'FALSE' is neither true nor false",
+    "+14155550123,local,yes,false,1": "sms_enabled must be true or false, not 'yes'",
+    "+14155550123,local,true,FALSE,1": "mms_enabled must be true or false, not 'FALSE'",
     "+14155550123,local,true,false,-1.00": "price -1.00 is negative",
     "+14155550123,local,true,false,1.0000001": "price '1.0000001' is not an amount",
     "+14155550123,local,true,false,": "price '' is not an amount",
@@ -81,7 +81,7 @@ BAD_ROWS = {
 }
 
 
-def test_every_bad_row_is_told_with_its_line_and_nothing_is_imported(import_lines, inventory_rows):
+def test_every_bad_row_is_reported_with_its_line_and_nothing_is_imported(import_lines, inventory_rows):
     imported = import_lines("+14155550100,local,true,false,1", *BAD_ROWS)
     assert imported[:4] == (0, 0, 0, len(BAD_ROWS))
     assert [row.line for row in imported.bad] == list(range(3, 3 + len(BAD_ROWS)))
@@ -90,17 +90,17 @@ def test_every_bad_row_is_told_with_its_line_and_nothing_is_imported(import_line
     assert inventory_rows() == []
 
 
-def test_a_number_kept_for_tests_is_no_bad_row(import_lines):
+def test_a_number_of_a_range_reserved_for_tests_is_imported(import_lines):
     assert import_lines("+15555550123,local,true,false,1").added == 1
 
 
-def test_good_rows_are_imported_when_bad_ones_are_to_be_skipped(import_lines, inventory_rows):
+def test_good_rows_are_imported_if_bad_rows_are_skipped(import_lines, inventory_rows):
     imported = import_lines("+14155550100,local,true,false,1", "rubbish", skip_bad=True)
     assert imported == (1, 0, 0, 1, [BadRow(3, "1 fields instead of 5")])
     assert inventory_rows("number") == [("+14155550100",)]
 
 
-def test_a_repeated_number_is_bad_and_its_first_line_counts(import_lines, inventory_rows):
+def test_a_repeated_number_is_a_bad_row_and_its_first_line_counts(import_lines, inventory_rows):
     lines = [f"+14155550100,local,true,false,{price}" for price in (7, 8, 9)]
     repeated = [BadRow(line, "number +14155550100 is already on line 2") for line in (3, 4)]
     assert import_lines(*lines) == (0, 0, 0, 2, repeated)
@@ -108,7 +108,7 @@ def test_a_repeated_number_is_bad_and_its_first_line_counts(import_lines, invent
     assert inventory_rows("price_micros") == [(7_000_000,)]
 
 
-def test_all_bad_rows_are_counted_and_the_first_shown(import_lines):
+def test_all_bad_rows_are_counted_and_the_first_are_shown(import_lines):
     good = numbers(3)
     repeated = [good[1]] * (BAD_ROWS_SHOWN_MAX + 1)
     imported = import_lines(good[0], *good, *["rubbish"] * STAGE_ROWS, *repeated)
@@ -117,21 +117,23 @@ def test_all_bad_rows_are_counted_and_the_first_shown(import_lines):
     assert imported.bad[:2] == [(3, f"number {good[0][:12]} is already on line 2"), (6, "1 fields instead of 5")]
 
 
-def test_an_update_changes_what_a_number_is_and_never_whose(database, import_lines, inventory_rows, customer):
+def test_an_update_changes_type_capabilities_and_price_but_not_the_assignment(
+    database, import_lines, inventory_rows, customer
+):
     import_lines(*numbers(3))
     sold, quarantined, free = (number for (number,) in inventory_rows("number"))
     sell(customer, sold)
     with database.engine.begin() as connection:
         quarantine = "UPDATE phone_number SET free_at = 'tomorrow', held_by = :holder WHERE number = :number"
         connection.execute(text(quarantine), {"holder": customer.id, "number": quarantined})
-    owned = inventory_rows("number, assignment_id, held_by, free_at")
+    owners = inventory_rows("number, assignment_id, held_by, free_at")
     rows = [f"{number},toll_free,false,true,5" for number in (sold, quarantined, free)]
     assert import_lines(*rows) == (0, 3, 0, 0, [])
     assert inventory_rows() == [(n, "toll_free", False, True, 5_000_000) for n in (sold, quarantined, free)]
-    assert inventory_rows("number, assignment_id, held_by, free_at") == owned
+    assert inventory_rows("number, assignment_id, held_by, free_at") == owners
 
 
-def test_each_column_alone_is_reason_enough_to_update(import_lines):
+def test_a_change_of_any_single_column_updates_the_row(import_lines):
     row = ["+14155550100", "local", "true", "true", "1"]
     import_lines(",".join(row))
     for column, value in ((1, "toll_free"), (2, "false"), (3, "false"), (4, "1.000001")):
@@ -139,7 +141,7 @@ def test_each_column_alone_is_reason_enough_to_update(import_lines):
         assert import_lines(",".join(row))[:3] == (0, 1, 0)
 
 
-def test_rows_that_are_as_they_should_be_are_not_even_locked(database, import_lines):
+def test_unchanged_rows_are_not_locked(database, import_lines):
     import_lines(*numbers(3))
     with database.engine.begin() as order:
         order.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20s'"))
@@ -147,38 +149,38 @@ def test_rows_that_are_as_they_should_be_are_not_even_locked(database, import_li
         assert import_lines(*numbers(3))[:3] == (0, 0, 3)
 
 
-def test_many_numbers_go_in_by_portions_upwards(import_lines, inventory_rows):
+def test_many_numbers_are_written_in_chunks(import_lines, inventory_rows):
     rows = numbers(2 * WRITE_ROWS + 1)
-    told = []
-    imported = import_lines(*reversed(rows), progress=lambda *doing: told.append(doing))
+    steps = []
+    imported = import_lines(*reversed(rows), progress=lambda *step: steps.append(step))
     assert imported[:3] == (len(rows), 0, 0)
     assert inventory_rows("number") == [(row.split(",")[0],) for row in rows]
     written = [("writing", done, len(rows)) for done in (WRITE_ROWS, 2 * WRITE_ROWS, len(rows))]
-    assert told == [("checking rows", len(rows), None), *written]
+    assert steps == [("checking rows", len(rows), None), *written]
 
 
-def test_an_import_that_died_in_the_middle_is_finished_by_another(import_lines, inventory_rows):
+def test_an_interrupted_import_is_completed_by_another_one(import_lines, inventory_rows):
     rows = numbers(2 * WRITE_ROWS)
 
-    def die(doing, *_):
-        if doing == "writing":
+    def interrupt(step, *_):
+        if step == "writing":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_lines(*rows, progress=die)
+        import_lines(*rows, progress=interrupt)
     assert len(inventory_rows("number")) == WRITE_ROWS
     assert import_lines(*rows)[:3] == (WRITE_ROWS, 0, WRITE_ROWS)
 
 
-def test_the_planner_learns_of_the_new_numbers(database, import_lines):
+def test_the_planner_gets_statistics_of_the_new_numbers(database, import_lines):
     import_lines(*numbers(10))
     with database.engine.connect() as connection:
-        known = connection.execute(text("SELECT reltuples FROM pg_class WHERE relname = 'phone_number'"))
-        assert known.scalar_one() == 10
+        rows = connection.execute(text("SELECT reltuples FROM pg_class WHERE relname = 'phone_number'"))
+        assert rows.scalar_one() == 10
 
 
 def test_wrong_headers_are_refused(import_lines):
-    wanted = f"the first line must name the columns {HEADER}, and it "
+    message = f"the first line must name the columns {HEADER}, but it is "
     for header in (
         "number",
         HEADER + ",colour",
@@ -186,12 +188,12 @@ def test_wrong_headers_are_refused(import_lines):
         HEADER.upper(),
         "+14155550123,local",
     ):
-        with pytest.raises(OperatorError, match=f"^{wanted}says {header}$".replace("+", r"\+")):
+        with pytest.raises(OperatorError, match=f"^{message}{header}$".replace("+", r"\+")):
             import_lines("+14155550123,local,true,false,1", header=header)
 
 
-def test_what_is_not_csv_is_refused(import_lines):
-    with pytest.raises(OperatorError, match=r"^line 3 is not CSV: "):
+def test_invalid_csv_is_refused(import_lines):
+    with pytest.raises(OperatorError, match=r"^line 3 is not valid CSV: "):
         import_lines("+14155550100,local,true,false,1", '"+14155550123"0,local,true,false,1')
 
 
@@ -214,15 +216,15 @@ def test_a_file_is_imported_and_counted(ordernumbers, tmp_path):
     ]
 
 
-def test_bad_rows_make_the_command_fail(ordernumbers, tmp_path):
+def test_the_command_fails_if_there_are_bad_rows(ordernumbers, tmp_path):
     file = tmp_path / "numbers.csv"
     file.write_text("\n".join([HEADER, *numbers(1), "rubbish"]))
     status, out, err = ordernumbers.run("inventory", "import", file, "--json")
     reason = "nothing was imported, because of 1 bad row (--skip-bad imports the others)"
     bad = {"bad_count": 1, "bad": [{"line": 3, "reason": "1 fields instead of 5"}]}
     assert (status, out, json.loads(err)) == (1, "", {"error": reason, **bad})
-    told = f"line 3: 1 fields instead of 5\nordernumbers: {reason}\n"
-    assert ordernumbers.run("inventory", "import", file) == (1, "", told)
+    printed = f"line 3: 1 fields instead of 5\nordernumbers: {reason}\n"
+    assert ordernumbers.run("inventory", "import", file) == (1, "", printed)
     assert ordernumbers("inventory", "stats")["local"]["available"] == 0
     done = {"added": 1, "updated": 0, "unchanged": 0, **bad}
     assert ordernumbers("inventory", "import", file, "--skip-bad") == done
@@ -234,7 +236,7 @@ def test_stdin_is_read(ordernumbers):
     assert (done.returncode, done.stderr, json.loads(done.stdout)["added"]) == (0, b"", 2)
 
 
-def test_files_that_cannot_be_read_are_named(ordernumbers, tmp_path):
+def test_an_unreadable_file_is_refused_with_its_name(ordernumbers, tmp_path):
     def refusal(file, content=None):
         if content is not None:
             file.write_bytes(content)
@@ -243,8 +245,8 @@ def test_files_that_cannot_be_read_are_named(ordernumbers, tmp_path):
     file = tmp_path / "numbers.csv"
     assert refusal(file) == f"cannot read {file}: No such file or directory"
     assert refusal(tmp_path) == f"cannot read {tmp_path}: Is a directory"
-    assert refusal(file, b"") == f"the first line must name the columns {HEADER}, and it is missing"
-    assert refusal(file, HEADER.encode() + b"\n\xff\xfe") == "the file is not UTF-8, somewhere after line 0"
+    assert refusal(file, b"") == f"the first line must name the columns {HEADER}, but it is empty"
+    assert refusal(file, HEADER.encode() + b"\n\xff\xfe") == "the file is not valid UTF-8 after line 0"
 
 
 def test_progress_is_shown_on_a_terminal_only(ordernumbers, tmp_path, database):
@@ -265,15 +267,15 @@ import os, signal, sys
 from server.store import inventory
 from server.store.engine import admin_engine
 
-def die(doing, *_):
-    if doing == "writing":
+def die(step, *_):
+    if step == "writing":
         os.kill(os.getpid(), signal.SIGKILL)
 
 inventory.import_csv(admin_engine(sys.argv[1]), open(sys.argv[2]), progress=die)
 """
 
 
-def test_an_import_that_was_killed_leaves_nothing_behind(ordernumbers, tmp_path, database):
+def test_a_killed_import_leaves_no_table_behind_and_can_be_completed(ordernumbers, tmp_path, database):
     file = tmp_path / "numbers.csv"
     file.write_text("\n".join([HEADER, *numbers(WRITE_ROWS + 1)]))
     command = [sys.executable, "-W", "ignore", "-c", IMPORT_AND_DIE, database.url, file]
@@ -284,7 +286,7 @@ def test_an_import_that_was_killed_leaves_nothing_behind(ordernumbers, tmp_path,
         assert connection.execute(text("SELECT count(*) FROM pg_tables WHERE tablename = 'import_row'")).scalar() == 0
 
 
-def test_stats_count_each_state_by_type(database, import_lines, customer):
+def test_stats_count_the_numbers_of_each_type_and_state(database, import_lines, customer):
     import_lines(*numbers(6), "+18005550100,toll_free,true,false,1")
     sell(customer, "+14152000000")
     with database.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Behind a connection pooler: session mode works, and what would lose a session's settings is refused at the start.
+"""A connection pooler: session mode works. Other modes would lose session settings, and are refused at the start.
 
 Runs where PgBouncer is installed (`apt-get install pgbouncer`).
 """
@@ -13,7 +13,7 @@ import grpc
 import psycopg
 import pytest
 
-from server.store.engine import SHARED
+from server.store.engine import POOLER_NOT_IN_SESSION_MODE
 from tests.support.callers import Grpc
 from tests.support.stack import Up, free_ports, local_settings, wait_until
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not inst
 
 @pytest.fixture
 def pooled(database, open_path):
-    """The test's database behind a PgBouncer in the mode given; returns its URL."""
+    """Start a PgBouncer in that mode before the test's database, and return its URL."""
     running = []
 
     def start(mode, **settings):
@@ -42,7 +42,7 @@ def pooled(database, open_path):
         command = [PGBOUNCER, "--quiet", configuration]
         running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, **as_owner))
         url = f"postgresql://ordernumbers@127.0.0.1:{port}/{name}"
-        wait_until(lambda: _answers(url))
+        wait_until(lambda: _accepts_connections(url))
         return url
 
     yield start
@@ -51,7 +51,7 @@ def pooled(database, open_path):
         process.wait()
 
 
-def _answers(url):
+def _accepts_connections(url):
     try:
         psycopg.connect(url, connect_timeout=2).close()
     except psycopg.OperationalError:
@@ -60,10 +60,10 @@ def _answers(url):
 
 
 @pytest.mark.parametrize("settings", [{}, {"server_round_robin": 1}])
-def test_a_pooler_that_shares_connections_out_is_refused(pooled, ordernumbers, monkeypatch, settings):
+def test_a_pooler_in_transaction_mode_is_refused(pooled, ordernumbers, monkeypatch, settings):
     monkeypatch.setenv("DATABASE_URL", pooled("transaction", **settings))
     for command in (("serve",), ("check",), ("db", "upgrade"), ("org", "create", "Acme")):
-        assert ordernumbers.refusal(*command) == SHARED
+        assert ordernumbers.refusal(*command) == POOLER_NOT_IN_SESSION_MODE
 
 
 def test_commands_and_orders_work_through_a_pooler_in_session_mode(
@@ -71,7 +71,7 @@ def test_commands_and_orders_work_through_a_pooler_in_session_mode(
 ):
     url = pooled("session")
     monkeypatch.setenv("DATABASE_URL", url)
-    assert ordernumbers("org", "show", customer.id)["name"] == "A shop"
+    assert ordernumbers("org", "show", customer.id)["name"] == "A customer"
     settings = local_settings(open_path / ".data", database_url=url, workers=1)
     with Up(settings, open_path / "serve", command="serve") as serve:
         wait_until(lambda: "serving on" in serve.logs)

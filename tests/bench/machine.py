@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, in the words of its JSON."""
+"""The machine that a benchmark runs on, as the JSON of its result describes it."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ SYNCS = 100
 
 
 def describe(folder: Path, postgres_version: str) -> dict[str, object]:
-    """`folder` is where the database lies: how long that disk takes to keep a page is much of what is measured."""
+    """Describe the machine. `folder` is the database's: the time its disk needs to store a page matters most."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -36,7 +36,7 @@ def _cpu_model() -> str:
 
 
 def _fdatasync_us(folder: Path) -> float:
-    """Median time to write 8 KB and have them on the disk."""
+    """Median time to write 8 KB to the disk and sync them."""
     sync = getattr(os, "fdatasync", os.fsync)
     with tempfile.TemporaryFile(dir=folder) as file:
         taken = []

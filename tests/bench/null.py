@@ -1,6 +1,6 @@
-"""The side "null RPC": the server's own kind of gRPC server, with a method that does nothing but answer.
+"""The side "null RPC": a gRPC server like ours, with a method that returns a constant.
 
-Its answer is as long as that to an order of one number. `python -m tests.bench.null PORT` is one process of it.
+The response is as long as that to an order of one number. `python -m tests.bench.null PORT` is one process.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ ROW = PhoneNumber(
     created_at=Timestamp(seconds=1_800_000_000),
     updated_at=Timestamp(seconds=1_800_000_000),
 )
-ANSWER = OrderNumbersResponse(success=True, data=[ROW]).SerializeToString()
+RESPONSE = OrderNumbersResponse(success=True, data=[ROW]).SerializeToString()
 
 
-async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-    return ANSWER
+async def order_numbers(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    return RESPONSE
 
 
 async def main(port: int) -> None:
     server = grpc.aio.server(options=OPTIONS)
-    handlers = {"OrderNumbers": grpc.unary_unary_rpc_method_handler(answer)}
+    handlers = {"OrderNumbers": grpc.unary_unary_rpc_method_handler(order_numbers)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)])
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

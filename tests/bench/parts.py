@@ -1,6 +1,6 @@
-"""The real parts, as processes: PostgreSQL, the server, Envoy, null servers. And what they cost: CPU and memory.
+"""The parts as processes: PostgreSQL, the server, Envoy, null servers. And their CPU and memory.
 
-Everything runs under a guard, so that it ends when the benchmark is killed.
+Each process runs under a guard, which ends it when the benchmark is killed.
 """
 
 import asyncio
@@ -24,12 +24,10 @@ from server.run.edge import envoy_command, is_ready, write_config
 from server.run.embedded.guard import guarded
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.run.serve import GRPC_EXPERIMENTS, environment_of
-from tests.support.stack import free_ports
+from tests.support.stack import free_ports, gone, wait_until
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS_MAX = 60
-POLL_SECONDS = 0.05
-RATE_LIMIT_OFF = 1_000_000
+RATE_LIMIT_OFF = 1_000_000  # the largest that the settings allow
 SERVE = "import sys; from server.cli import main; sys.argv[1:] = ['serve']; main()"
 
 Address = tuple[str, int]
@@ -40,7 +38,8 @@ Address = tuple[str, int]
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """A folder that is removed in the end. In the checkout, since /tmp may lie in memory, where an fsync is nothing."""
+    """A temporary folder for databases and logs."""
+    # In the checkout, because /tmp may be in memory, where an fsync costs nothing.
     parent = ROOT / ".data"
     parent.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
@@ -48,20 +47,20 @@ def work_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for cluster in folder.glob("*/postgres-*"):  # under root it may lie elsewhere
+        for cluster in folder.glob("*/postgres-*"):  # under root it may be a link to another place
             shutil.rmtree(cluster.resolve(), ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
 class Postgres:
-    """The embedded PostgreSQL, as durable as in `ordernumbers up`."""
+    """The embedded PostgreSQL, as durable as with `ordernumbers up`."""
 
     embedded: EmbeddedPostgres
     process: psutil.Process
 
     def new_database(self, name: str) -> str:
-        """URL of a new, empty database."""
+        """Create an empty database, and return its URL."""
         with psycopg.connect(self.embedded.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
         return self.embedded.url(name)
@@ -87,8 +86,8 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
 
 
 @dataclass
-class Service:
-    """The workers of `ordernumbers serve` and, with an edge, Envoy before them."""
+class RunningService:
+    """The workers of `ordernumbers serve` and, with an edge, Envoy in front of them."""
 
     settings: Settings
     server: psutil.Process
@@ -104,14 +103,14 @@ class Service:
 
     @property
     def worker_rss_mb_max(self) -> float:
-        """Of the largest worker."""
+        """Memory of the largest worker."""
         workers = [process for process in tree(self.server) if "server.run.worker" in process.cmdline()]
         return max(process.memory_info().rss for process in workers) / 2**20
 
 
 @contextmanager
-def running_service(folder: Path, database_url: str, workers: int, *, edge: bool = False) -> Iterator[Service]:
-    """The server as the environment's settings say, but on free ports, with so many workers, and no rate limit."""
+def running_service(folder: Path, database_url: str, workers: int, *, edge: bool = False) -> Iterator[RunningService]:
+    """The server with the settings of the environment, but on free ports and without rate limits."""
     folder.mkdir(parents=True)
     first = free_ports(1 + workers)
     settings = Settings(
@@ -128,12 +127,12 @@ def running_service(folder: Path, database_url: str, workers: int, *, edge: bool
         log = folder / "server.log"
         serve = [sys.executable, "-P", "-c", SERVE]
         server = stack.enter_context(running(serve, log, environment_of(settings)))
-        wait_until(lambda: "serving on" in log.read_text(), server, log)
-        service = Service(settings, server)
+        _wait_until_started(lambda: "serving on" in log.read_text(), server, log)
+        service = RunningService(settings, server)
         if edge:
             log = folder / "envoy.log"
             service.envoy = stack.enter_context(running(envoy_command(settings, write_config(settings)), log))
-            wait_until(lambda: asyncio.run(is_ready(settings)), service.envoy, log)
+            _wait_until_started(lambda: asyncio.run(is_ready(settings)), service.envoy, log)
         yield service
 
 
@@ -154,17 +153,17 @@ def running_null_servers(folder: Path, count: int) -> Iterator[NullServers]:
         processes = []
         for port in ports:
             log = folder / f"{port}.log"
-            environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | os.environ  # as a worker has it
+            environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | os.environ  # as for a worker
             command = [sys.executable, "-m", "tests.bench.null", str(port)]
             process = stack.enter_context(running(command, log, environment))
-            wait_until(lambda port=port: _listens(port), process, log)  # type: ignore[misc]
+            _wait_until_started(lambda port=port: _listens(port), process, log)  # type: ignore[misc]
             processes.append(process)
         yield NullServers([("127.0.0.1", port) for port in ports], processes)
 
 
 @contextmanager
 def running(command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[psutil.Process]:
-    """A process under a guard (which is what is returned), its output in a log."""
+    """Run a command under a guard, with its output in a log. Yields the process of the guard."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             guarded(command, grace_seconds=30),
@@ -178,17 +177,12 @@ def running(command: list[str], log: Path, environment: Mapping[str, str] | None
     try:
         yield psutil.Process(process.pid)
     finally:
-        process.communicate()  # closes its lifeline and waits
+        process.communicate()  # closes stdin, at which the guard ends the command
 
 
-def wait_until(happened: Callable[[], bool], process: psutil.Process, log: Path) -> None:
-    """Raises RuntimeError with the end of the log when it does not happen."""
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while not happened():
-        gone = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-        if gone or time.monotonic() > deadline:
-            raise RuntimeError("it did not start: " + log.read_text(errors="replace")[-2000:])
-        time.sleep(POLL_SECONDS)
+def _wait_until_started(started: Callable[[], bool], process: psutil.Process, log: Path) -> None:
+    """Raises TimeoutError with the end of the log if the process has ended or does not start."""
+    wait_until(started, is_hopeless=lambda: gone([process]), report=lambda: log.read_text(errors="replace")[-2000:])
 
 
 def _listens(port: int) -> bool:
@@ -198,33 +192,30 @@ def _listens(port: int) -> bool:
     return False
 
 
-# ---------------------------------------------------------------- what they cost
+# ---------------------------------------------------------------- CPU
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     return [process, *process.children(recursive=True)]
 
 
 @dataclass
 class Meter:
-    """How many cores each part keeps busy between `began` and `ended`, and how many of the machine's are idle.
-
-    Processes that come and go meanwhile count with their parents.
-    """
+    """How many cores each part uses between `start` and `stop`, and how many cores of the machine are idle."""
 
     parts: Mapping[str, Iterable[psutil.Process]]
     cores: dict[str, float] = field(default_factory=dict)
     idle_cores: float = 0.0
 
-    def began(self) -> None:
+    def start(self) -> None:
         self._processes = {name: [each for top in tops for each in tree(top)] for name, tops in self.parts.items()}
-        self._at_first = self._read()
+        self._at_start = self._read()
 
-    def ended(self) -> None:
-        at_first, now = self._at_first, self._read()
-        elapsed = now.pop("clock") - at_first["clock"]
-        busy = {name: (seconds - at_first[name]) / elapsed for name, seconds in now.items()}
+    def stop(self) -> None:
+        before, now = self._at_start, self._read()
+        elapsed = now.pop("clock") - before["clock"]
+        busy = {name: (seconds - before[name]) / elapsed for name, seconds in now.items()}
         self.idle_cores = busy.pop("idle")
         self.cores = busy
 
@@ -238,5 +229,6 @@ class Meter:
 def _cpu_seconds(process: psutil.Process) -> float:
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
+        # The times of children that have ended, so that processes which come and go count too.
         return float(times.user + times.system + times.children_user + times.children_system)
     return 0.0

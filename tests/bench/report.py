@@ -1,4 +1,4 @@
-"""Medians over the rounds, the ratios that the goals are set in, a table to look at, and JSON to keep."""
+"""The result of a benchmark: medians over the rounds, ratios and their goals, as tables and as JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from tests.bench.sides import GENERATOR, Measure
 Sides = Mapping[str, Measure]
 Rounds = Mapping[str, Sequence[Measure]]
 Goal = tuple[str, float]
-"""">=" or "<=", and what."""
+"""">=" or "<=", and the value."""
 
 
 def medians(measures: Rounds) -> dict[str, Measure]:
-    """Of each figure by itself."""
+    """The median of each figure."""
     return {name: _median(each) for name, each in measures.items()}
 
 
@@ -42,7 +42,10 @@ def _median(rounds: Sequence[Measure]) -> Measure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One throughput divided by another. A side that ends in `*` is the fastest of those that begin so."""
+    """The throughput of the side `of`, divided by that of `to`.
+
+    A name that ends in `*` means the fastest side whose name starts like that.
+    """
 
     name: str
     of: str
@@ -82,8 +85,10 @@ GOALS: dict[str, Goal] = {
 
 
 def ratios(sides: Sides, worker_rss_mb: float) -> dict[str, float]:
-    """Those that the measured sides allow, in the order of the goals; `…_cpu` is the same in orders (or numbers) per
-    CPU-second of everything but the generator."""
+    """The ratios of the measured sides, in the order of the goals.
+
+    `…_cpu` is the ratio of orders (or numbers) per CPU-second. The generator's CPU does not count.
+    """
     found = {} if not worker_rss_mb else {"worker_rss_mb": round(worker_rss_mb, 1)}
     for ratio in THROUGHPUT_RATIOS:
         of, to = _side(sides, ratio.of), _side(sides, ratio.to)
@@ -116,11 +121,11 @@ def fairness(sides: Sides) -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------- to keep, and to look at
+# ---------------------------------------------------------------- JSON and tables
 
 
 def as_json(measure: Measure, rounds: Sequence[Measure]) -> dict[str, Any]:
-    """One side: its medians, and how far its rounds lie apart."""
+    """One side: its medians, and the throughput of each round."""
     return {
         "orders_per_second": round(measure.orders_per_second),
         "orders_per_second_of_rounds": [round(each.orders_per_second) for each in rounds],
@@ -135,13 +140,13 @@ def as_json(measure: Measure, rounds: Sequence[Measure]) -> dict[str, Any]:
 
 
 def print_tables(console: Console, sides: Sides, rounds: Rounds, found: Mapping[str, float]) -> None:
-    """The sides, then the ratios beside their goals."""
+    """Print the sides, then the ratios and their goals."""
     console.print(_table_of_sides(sides, rounds), _table_of_ratios(found), sep="\n")
 
 
 def _table_of_sides(sides: Sides, rounds: Rounds) -> Table:
     table = Table(
-        title="Medians; batch: orders a transaction; CPU in microseconds per order; others: cores busy with other work"
+        title="Medians. batch: orders per transaction. CPU: microseconds per order. others: cores of other processes"
     )
     spenders = ("server", "envoy", "postgres", GENERATOR)
     table.add_column("side", no_wrap=True)

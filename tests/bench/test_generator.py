@@ -1,8 +1,9 @@
-"""The load generator speaks to the real server and the real edge, and counts what they say."""
+"""The load generator sends orders to the real server and the real edge, and counts the responses."""
 
 import pytest
 
-from tests.bench.generator import Client, Load, run
+from tests.bench.generator import run
+from tests.bench.load import Client, Load
 from tests.support.customer import Customer
 
 ORDERS = 40
@@ -11,7 +12,7 @@ LONGER_THAN_NEEDED_SECONDS = 30
 
 @pytest.fixture(params=["grpc", "rest"])
 def send(request, service):
-    """Sends these orders in the name of a shop; returns what came of them."""
+    """A function that sends orders of a customer and returns the result."""
 
     def send(customer, orders):
         target = service.grpc_targets[0] if request.param == "grpc" else service.edge_target
@@ -43,14 +44,14 @@ def test_every_order_is_sent_once_and_counted(send, customer, numbers_each):
     assert customer.owned() == set(numbers)
 
 
-def test_a_refusal_is_no_success(send, customer):
+def test_a_refused_order_does_not_count_as_success(send, customer):
     (number,) = customer.numbers(1)
     result = send(customer, [[number]] * ORDERS)
     assert (result.succeeded_in_all, result.refused_in_all) == (1, ORDERS - 1)
     assert "insufficient inventory" in result.sample
 
 
-def test_a_load_that_cannot_be_carried_out_is_told(service, customer):
-    nobody = Client("all", ("127.0.0.1", 1), 1, [customer.key])
+def test_a_load_without_a_server_is_an_error(service, customer):
+    client = Client("all", ("127.0.0.1", 1), 1, [customer.key])
     with pytest.raises(RuntimeError, match="the load generator ended"):
-        run(Load("grpc", [nobody], {"all": [["+12000000000"]]}, warm_seconds=0, seconds=1))
+        run(Load("grpc", [client], {"all": [["+12000000000"]]}, warm_seconds=0, seconds=1))

@@ -1,4 +1,4 @@
-"""The three ways to make a call, and organizations to make it for."""
+"""The three ways to make a call, and organizations to call for."""
 
 import grpc
 import httpx
@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
 from tests.support.customer import Customer
+from tests.support.edge import stat
 
 
 @pytest.fixture
@@ -36,6 +37,21 @@ def grpc_edge_call(service):
         yield Grpc(channel)
 
 
-@pytest.fixture(params=["rest", "grpc_direct_call", "grpc_edge_call"])
+@pytest.fixture(params=["rest", "grpc_direct_call", "grpc_edge_call"], ids=["REST", "gRPC", "gRPC at the edge"])
 def call(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=["HTTP/1.1", "HTTP/2"])
+def edge(service, request):
+    """A client of the edge over REST, once per version of HTTP."""
+    http2 = request.param == "HTTP/2"
+    with httpx.Client(base_url=service.rest_url, http1=not http2, http2=http2, timeout=TIMEOUT_SECONDS) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def no_script_error(service):
+    """At the end of a module no Lua script has failed. Envoy lets a request through when a script fails on it."""
+    yield
+    assert stat(service.settings, "http.edge.lua.errors") == 0

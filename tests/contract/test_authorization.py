@@ -1,4 +1,4 @@
-"""Who may call what: every method of the contract with every kind of key, over every transport."""
+"""Which key may call which method: every method with every kind of key, over every transport."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from server.rpc.server import SERVICE
 
 METHODS = [method.name for method in SERVICE.methods]
 
-# A key of the shop, or the lack of one, and the answer it gets. "good" is what each method says to a good request.
+# How to make a key, and the status of a valid request with it.
 KEYS = {
     "no key": (lambda customer, _: None, 401),
     "malformed": (lambda customer, _: "am_live_" + "0" * 44, 401),
@@ -22,33 +22,34 @@ KEYS = {
 }
 
 
-def good_request(method, customer):
-    """A request that succeeds. A method without one here fails its row of the matrix."""
+def valid_request(method, customer):
+    """A valid request. The tests of a new method fail until it has one here."""
     return {"OrderNumbers": lambda: {"numbers": customer.numbers(1), "campaign_id": str(customer.campaign())}}[method]()
 
 
-def anothers_request(method, customer, other_customer):
-    """A request that names something of another organization, and so is told NOT_FOUND."""
-    return {"OrderNumbers": lambda: {"numbers": customer.numbers(1), "campaign_id": str(other_customer.campaign())}}[
-        method
-    ]()
+def request_for_another_organization(method, customer, other_customer):
+    """A request that names something of another organization."""
+    requests = {
+        "OrderNumbers": lambda: {"numbers": customer.numbers(1), "campaign_id": str(other_customer.campaign())},
+    }
+    return requests[method]()
 
 
 @pytest.mark.parametrize("kind", KEYS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_key_opens_what_it_is_for_and_nothing_else(call, customer, method, kind):
+def test_a_method_needs_a_valid_key_with_its_scope(call, customer, method, kind):
     make_key, status = KEYS[kind]
     scope = required_scope(SERVICE.methods_by_name[method])
-    assert call(make_key(customer, scope), **good_request(method, customer)).status == status
+    assert call(make_key(customer, scope), **valid_request(method, customer)).status == status
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_another_organization_has_does_not_exist(call, customer, other_customer, method):
-    assert call(customer.key, **anothers_request(method, customer, other_customer)).status == 404
+def test_an_id_of_another_organization_is_not_found(call, customer, other_customer, method):
+    assert call(customer.key, **request_for_another_organization(method, customer, other_customer)).status == 404
 
 
-def test_a_key_that_just_worked_never_sells_after_its_revocation(call, customer):
-    """The look-up of a key is remembered; the sale itself reads it again."""
+def test_a_revoked_key_places_no_order_even_if_it_was_just_used(call, customer):
+    # Its look-up is cached from here on. The order's own transaction reads the key again.
     assert call(customer.key, numbers=customer.numbers(1)).status == 200
     customer.revoke()
     owned = customer.owned()
@@ -57,7 +58,7 @@ def test_a_key_that_just_worked_never_sells_after_its_revocation(call, customer)
     assert customer.owned() == owned
 
 
-def test_a_brand_or_campaign_that_just_worked_is_read_again(call, customer):
+def test_an_expired_campaign_is_refused_even_if_it_was_just_used(call, customer):
     campaign_id = str(customer.campaign())
     assert call(customer.key, numbers=customer.numbers(1), campaign_id=campaign_id).status == 200
     customer.set_campaign(campaign_id, "EXPIRED")

@@ -1,4 +1,4 @@
-"""Envoy takes the configurations we make, as it stands and for any settings, and runs with them."""
+"""Envoy accepts envoy.yaml and the configurations rendered from settings, and runs with them."""
 
 import asyncio
 import socket
@@ -18,17 +18,10 @@ from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.config import Settings
 from server.errors import OperatorError
-from server.run import edge
-from tests.contract.edges import (
-    access_log,
-    running_edge,
-    running_server,
-    sell,
-    wait_until,
-    wait_until_ready,
-)
+from server.run import edge, edge_config
 from tests.support.callers import failure
-from tests.support.stack import local_settings
+from tests.support.edge import access_log, running_edge, running_server, sell, wait_until_ready
+from tests.support.stack import local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"numbers": ["+14155550100"]}
@@ -43,20 +36,20 @@ def assert_valid(config_path, settings):
 
 @pytest.fixture
 def certificate(tmp_path):
-    """A certificate for localhost, as the settings want it."""
+    """A certificate for localhost, as the settings need it."""
     files = {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(files["tls_cert"])
-    authority.cert_pem.write_to_path(files["tls_cert"], append=True)  # so that the file says whom to trust, too
+    authority.cert_pem.write_to_path(files["tls_cert"], append=True)  # so that clients can trust this file
     issued.private_key_pem.write_to_path(files["tls_key"])
     return files
 
 
-# ---------------------------------------------------------------- what is rendered
+# ---------------------------------------------------------------- the rendered configuration
 
 
-def test_envoy_yaml_is_valid_as_it_stands():
+def test_envoy_yaml_is_valid_without_changes():
     assert_valid(Path("envoy/envoy.yaml"), Settings())
 
 
@@ -70,23 +63,23 @@ def test_envoy_yaml_is_valid_as_it_stands():
         {"drain_ms": 0, "rate_limit_per_key": 1_000_000},
     ],
 )
-def test_what_is_rendered_is_valid(tmp_path, changed):
+def test_the_rendered_configuration_is_valid(tmp_path, changed):
     settings = Settings(data_dir=tmp_path, **changed)
     assert_valid(edge.write_config(settings), settings)
 
 
-def test_what_is_rendered_with_tls_is_valid(tmp_path, certificate):
+def test_the_rendered_configuration_with_tls_is_valid(tmp_path, certificate):
     settings = Settings(data_dir=tmp_path, **certificate)
     assert_valid(edge.write_config(settings), settings)
 
 
-def test_envoy_yaml_says_what_the_default_settings_say():
+def test_envoy_yaml_is_the_configuration_for_the_default_settings():
     config = edge.edge_config(Settings(workers=1))
-    del config["admin"]  # a page that obeys whoever reaches it is not for those who run Envoy by hand
-    said = yaml.safe_dump(config, sort_keys=True)
-    for folder, name in ((edge.EDGE, "envoy"), (edge.CONTRACT, "gen/ordernumbers/v1")):
-        said = said.replace(str(folder), name)
-    assert yaml.safe_load(said) == yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
+    del config["admin"]  # the page obeys everyone, so those who run Envoy by hand get none
+    text = yaml.safe_dump(config, sort_keys=True)
+    for folder, name in ((edge_config.EDGE, "envoy"), (edge_config.CONTRACT, "gen/ordernumbers/v1")):
+        text = text.replace(str(folder), name)
+    assert yaml.safe_load(text) == yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
 
 
 def test_a_server_that_listens_everywhere_is_called_on_loopback():
@@ -97,14 +90,14 @@ def test_a_server_that_listens_everywhere_is_called_on_loopback():
         assert addresses == [{"address": called, "port_value": port} for port in (50051, 50052)]
 
 
-def test_a_missing_envoy_is_told_with_what_to_do(monkeypatch):
+def test_the_error_for_a_missing_envoy_has_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "envoy", None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(OperatorError, match=r"ordernumbers\[local\]"):
         edge.envoy_command(Settings(), Path("envoy.json"))
 
 
-def test_an_envoy_on_the_path_will_do(monkeypatch, tmp_path):
+def test_an_envoy_on_the_path_is_used(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "envoy", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = tmp_path / "envoy"
@@ -112,7 +105,7 @@ def test_an_envoy_on_the_path_will_do(monkeypatch, tmp_path):
     assert edge.envoy_command(Settings(), Path("envoy.json"))[0] == str(found)
 
 
-# ---------------------------------------------------------------- how it runs
+# ---------------------------------------------------------------- the running edge
 
 
 def test_an_edge_without_servers_listens_but_is_not_ready(tmp_path):
@@ -122,7 +115,7 @@ def test_an_edge_without_servers_listens_but_is_not_ready(tmp_path):
         assert not asyncio.run(edge.is_ready(settings))
 
 
-def test_a_port_in_use_ends_envoy_and_is_named(tmp_path):
+def test_envoy_exits_and_names_the_port_that_is_in_use(tmp_path):
     settings = local_settings(tmp_path, workers=1)
     (tmp_path / "other").mkdir()
     other = local_settings(tmp_path / "other", rest_port=settings.rest_port, workers=1)
@@ -143,30 +136,30 @@ def test_tls_serves_http1_http2_and_grpc_on_one_port(tmp_path, certificate):
         wait_until_ready(settings)
         for http2 in (False, True):
             with httpx.Client(http2=http2, verify=trusted) as client:
-                answer = client.post(url, json=ORDER)
-                assert answer.headers["strict-transport-security"] == "max-age=31536000"
-                assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
+                response = client.post(url, json=ORDER)
+                assert response.headers["strict-transport-security"] == "max-age=31536000"
+                assert (response.status_code, response.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
         with grpc.secure_channel(f"localhost:{settings.rest_port}", credentials) as channel:
             assert PhoneNumberServiceStub(channel).OrderNumbers(OrderNumbersRequest(**ORDER)).success
 
 
-def test_a_tls_handshake_that_never_comes_is_not_waited_for(tmp_path, certificate):
+def test_a_connection_without_a_tls_handshake_is_closed(tmp_path, certificate):
     settings = local_settings(tmp_path, workers=1, **certificate)
     with running_edge(settings), socket.create_connection(("127.0.0.1", settings.rest_port), timeout=30) as silent:
         assert silent.recv(1) == b""
 
 
-def test_an_edge_whose_memory_is_full_refuses_and_says_when_to_come_again(tmp_path, monkeypatch):
+def test_an_edge_whose_memory_is_full_refuses_with_retry_after(tmp_path, monkeypatch):
     render = edge.edge_config
 
-    def full(settings):
+    def with_full_memory(settings):
         config = render(settings)
         overload = config["overload_manager"]
         overload["resource_monitors"][1]["typed_config"]["max_heap_size_bytes"] = 1
         overload["actions"] = [each for each in overload["actions"] if each["name"].endswith("stop_accepting_requests")]
         return config
 
-    monkeypatch.setattr(edge, "edge_config", full)
+    monkeypatch.setattr(edge, "edge_config", with_full_memory)
     settings = local_settings(tmp_path, workers=1)
     url = f"http://127.0.0.1:{settings.rest_port}/v1/phone-numbers/orders"
     with running_server(settings.grpc_port, sell), running_edge(settings):
@@ -199,7 +192,7 @@ def test_an_edge_bound_to_ipv6_serves(tmp_path):
 
 
 @pytest.mark.parametrize("reachable", [False, True])
-def test_reflection_passes_only_when_it_is_allowed(tmp_path, reachable):
+def test_the_edge_forwards_reflection_only_when_the_setting_allows_it(tmp_path, reachable):
     settings = local_settings(tmp_path, edge_reflection=reachable, workers=1)
     method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
     with running_server(settings.grpc_port, sell), running_edge(settings):
@@ -207,7 +200,7 @@ def test_reflection_passes_only_when_it_is_allowed(tmp_path, reachable):
         with grpc.insecure_channel(f"127.0.0.1:{settings.rest_port}") as channel:
             error = refusal(channel, method)
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    # This server has none either; but it was asked, and says so in its own words.
+    # The test's server has no reflection either. Its message shows that the call reached it.
     assert ("Method not found" in error.details()) == reachable
 
 
@@ -217,28 +210,28 @@ def refusal(channel, method):
     return refused.value
 
 
-def test_a_drained_edge_answers_what_it_has_begun_and_exits(tmp_path):
+def test_a_draining_edge_finishes_the_calls_in_progress_and_exits(tmp_path):
     settings = local_settings(tmp_path, workers=1)
-    begun, go_on = threading.Event(), threading.Event()
+    started, may_finish = threading.Event(), threading.Event()
 
     def wait_then_sell(request, context):
-        begun.set()
-        assert go_on.wait(20)
+        started.set()
+        assert may_finish.wait(20)
         return sell(request, context)
 
     async def drain_meanwhile():
         url = f"http://127.0.0.1:{settings.rest_port}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             order = asyncio.create_task(client.post("/v1/phone-numbers/orders", json=ORDER))
-            await asyncio.to_thread(begun.wait, 20)
+            await asyncio.to_thread(started.wait, 20)
             draining = asyncio.create_task(edge.drain(settings))
             while (health := await client.get("/healthz")).status_code == 200:
                 await asyncio.sleep(0.01)
-            go_on.set()
-            answer = await order
+            may_finish.set()
+            response = await order
             await draining
-        assert (health.status_code, answer.status_code) == (503, 200)
-        assert answer.headers["connection"] == "close"
+        assert (health.status_code, response.status_code) == (503, 200)
+        assert response.headers["connection"] == "close"
 
     with running_server(settings.grpc_port, wait_then_sell), running_edge(settings) as envoy:
         wait_until_ready(settings)
@@ -247,7 +240,7 @@ def test_a_drained_edge_answers_what_it_has_begun_and_exits(tmp_path):
         asyncio.run(edge.drain(settings))
 
 
-def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
+def test_the_access_log_has_the_request_id_of_the_response_and_no_query_or_key(tmp_path):
     settings = local_settings(tmp_path, workers=1)
     url = f"http://127.0.0.1:{settings.rest_port}"
     headers = {"authorization": "Bearer am_live_secret"}
@@ -262,6 +255,6 @@ def test_the_access_log_has_the_id_the_client_got_and_no_query_or_key(tmp_path):
         ("GET", "/v1/phone-numbers/orders", 405),
         (None, None, 400),
     ]
-    answers = (sold, refused, unknown)
-    assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
+    responses = (sold, refused, unknown)
+    assert [line["request_id"] for line in lines] == [response.headers["x-request-id"] for response in responses]
     assert "secret" not in (settings.data_dir / "access.log").read_text()

@@ -1,4 +1,4 @@
-"""When the database stands still: TIMEOUT, on either transport, and the order may have been carried out."""
+"""A database that does not respond: the caller gets TIMEOUT, and the order may have been placed."""
 
 import os
 import signal
@@ -23,19 +23,19 @@ SERVERS = text(
 
 def is_serving(target):
     with grpc.insecure_channel(target) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.fixture
 def frozen(service):
-    """Stops every backend that serves the workers; wholly, also what makes new ones, as a machine that stands still."""
+    """Stop every backend that serves the workers. With `wholly` also the process that starts new ones."""
 
     @contextmanager
     def freeze(*, wholly=False):
         with service.database.engine.connect() as connection:
             pids = connection.execute(SERVERS).scalars().all()
-            if wholly:
+            if wholly:  # the parent of all backends
                 pids.append(psutil.Process(connection.execute(text("SELECT pg_backend_pid()")).scalar()).ppid())
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -50,17 +50,17 @@ def frozen(service):
     return freeze
 
 
-def test_an_order_under_way_when_time_is_up_is_a_timeout(call, customer, frozen):
+def test_an_order_that_is_under_way_at_its_deadline_is_a_timeout(call, customer, frozen):
     impatient = replace(call, timeout_seconds=2) if isinstance(call, Grpc) else call
-    assert call(customer.key, numbers=customer.numbers(1)).status == 200  # its key is known and a connection open
+    assert call(customer.key, numbers=customer.numbers(1)).status == 200  # caches the key and opens a connection
     numbers = customer.numbers(1)
     with frozen():
-        answer = impatient(customer.key, numbers=numbers)
-    assert (answer.status, answer.body) == (504, failure("TIMEOUT", "request timed out", answer.request_id))
+        response = impatient(customer.key, numbers=numbers)
+    assert (response.status, response.body) == (504, failure("TIMEOUT", "request timed out", response.request_id))
     assert call(customer.key, numbers=numbers).status in (200, 409)
 
 
-def test_who_waits_longer_is_served_over_another_connection(grpc_direct_call, customer, frozen):
+def test_an_order_with_a_later_deadline_is_placed_over_a_new_connection(grpc_direct_call, customer, frozen):
     assert grpc_direct_call(customer.key, numbers=customer.numbers(1)).status == 200
     numbers = customer.numbers(1)
     with frozen():
@@ -68,9 +68,9 @@ def test_who_waits_longer_is_served_over_another_connection(grpc_direct_call, cu
     assert customer.owned() >= set(numbers)
 
 
-def test_a_key_that_cannot_be_looked_up_is_not_refused_but_unavailable(call, customer, frozen):
+def test_an_order_is_unavailable_when_its_key_cannot_be_looked_up(call, customer, frozen):
     numbers = customer.numbers(1)
     with frozen(wholly=True):
-        answer = call(customer.key, numbers=numbers)
-    assert (answer.status, answer.body) == (503, failure("UNAVAILABLE", "service unavailable", answer.request_id))
+        response = call(customer.key, numbers=numbers)
+    assert (response.status, response.body) == (503, failure("UNAVAILABLE", "service unavailable", response.request_id))
     assert customer.owned() == set()

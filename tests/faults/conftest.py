@@ -1,45 +1,17 @@
-"""A whole service for a test to break: PostgreSQL as durable as in earnest, workers and Envoy, clients at work."""
+"""The service on a durable PostgreSQL, with a proxy between them that a test can use to break it."""
 
-from contextlib import suppress
-
-import psutil
 import pytest
 
 from server.run.embedded.postgres import LOG_FILE, EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
-from tests.faults.proxy import Proxy
-from tests.support.stack import Up, local_settings
-
-
-def is_worker(process):
-    return "server.run.worker" in command_of(process)
-
-
-def is_envoy(process):
-    return "envoy" in command_of(process).split(" ")[0]
-
-
-def is_postgres(process):
-    return "postgres" in command_of(process).split(" ")[0]
-
-
-def command_of(process):
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # ended, perhaps not yet buried
-        return ""
-
-
-def kill(*processes):
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
+from tests.support.proxy import Proxy
+from tests.support.stack import Up, is_worker, local_settings
 
 
 @pytest.fixture
 def durable_postgres(open_path):
+    """A PostgreSQL with fsync, so that a commit survives SIGKILL."""
     with EmbeddedPostgres(open_path / "database") as postgres:
         migrations.upgrade(admin_engine(postgres.url()))
         yield postgres
@@ -68,5 +40,5 @@ def behind_proxy(proxy, open_path):
 
 @pytest.fixture
 def workers(behind_proxy):
-    """Those that run now."""
+    """A function that returns the workers that run now."""
     return lambda: [process for process in behind_proxy.processes() if is_worker(process)]

@@ -1,4 +1,4 @@
-"""Clients that mean no good: each is refused cleanly, and all the while another client is served."""
+"""Clients that attack: each is refused, and another client is served at the same time."""
 
 import resource
 import socket
@@ -16,11 +16,10 @@ import pytest
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
 from server.config import REQUEST_BODY_BYTES_MAX
-from tests.contract.edges import running_edge, running_server, sell, wait_until_ready
-from tests.faults.conftest import is_envoy, is_worker
 from tests.support.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
 from tests.support.customer import Customer
-from tests.support.stack import local_settings, wait_until
+from tests.support.edge import running_edge, running_server, sell, wait_until_ready
+from tests.support.stack import is_envoy, is_worker, local_settings, wait_until
 
 SLOW_CLIENTS = 50
 GROWTH_BYTES_MAX = 32 * 2**20
@@ -38,33 +37,36 @@ def port(request, service):
 
 @pytest.fixture
 def well_behaved(service, customer):
-    """Somebody else's orders, over REST and gRPC, from beginning to end of a test: each is placed, nothing grows."""
-    answers, enough = [], threading.Event()
+    """Orders of another client, over REST and gRPC, during the whole test. Yields their statuses.
 
-    def buy():
+    Every order must be placed, and the processes must not grow.
+    """
+    statuses, enough = [], threading.Event()
+
+    def send_orders():
         with (
             httpx.Client(base_url=service.rest_url, timeout=TIMEOUT_SECONDS) as client,
             grpc.insecure_channel(service.grpc_targets[0]) as channel,
         ):
             while not enough.is_set():
                 for call in (Rest(client), Grpc(channel)):
-                    answers.append(call(customer.key, numbers=customer.numbers(1)).status)
+                    statuses.append(call(customer.key, numbers=customer.numbers(1)).status)
                 enough.wait(0.02)
 
     processes = [p for p in service.up.processes() if is_worker(p) or is_envoy(p)]
     before = sum(process.memory_info().rss for process in processes)
-    thread = threading.Thread(target=buy)
+    thread = threading.Thread(target=send_orders)
     thread.start()
-    yield answers
-    served = len(answers)
-    wait_until(lambda: len(answers) > served or not thread.is_alive())
+    yield statuses
+    served = len(statuses)
+    wait_until(lambda: len(statuses) > served or not thread.is_alive())
     enough.set()
     thread.join()
-    assert set(answers) == {200}
+    assert set(statuses) == {200}
     assert sum(process.memory_info().rss for process in processes) - before < GROWTH_BYTES_MAX
 
 
-# ---------------------------------------------------------------- too much
+# ---------------------------------------------------------------- too large
 
 
 @pytest.mark.parametrize("size", [REQUEST_BODY_BYTES_MAX + 1, 2**20, 4 * 2**20 - 100])
@@ -92,8 +94,7 @@ def test_oversized_metadata_is_refused(service, customer, well_behaved, size):
 # ---------------------------------------------------------------- too slow
 
 
-def test_bodies_that_come_slowly_hold_up_nobody(service, customer, well_behaved, times):
-    """And in the end they are dropped."""
+def test_slow_bodies_delay_no_other_client(service, customer, well_behaved, times):
     head = (
         f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {customer.key}\r\n"
         "content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
@@ -107,7 +108,7 @@ def test_bodies_that_come_slowly_hold_up_nobody(service, customer, well_behaved,
                 with suppress(OSError):
                     connection.send(b" ")
             time.sleep(0.1)
-        if times(False, True):  # the limit is 10 seconds
+        if times(False, True):  # the short form ends before the time limit of 10 seconds
             for connection in slow:
                 assert connection.recv(12) == b"HTTP/1.1 408"
     finally:
@@ -120,30 +121,33 @@ def test_bodies_that_come_slowly_hold_up_nobody(service, customer, well_behaved,
 
 @contextmanager
 def served_edge(folder, **limits):
-    """An edge with such limits before a good server, and the answers that a client of it gets on one connection."""
+    """An edge with such limits, and a client that sends orders on one connection.
+
+    Yields the edge's settings, its process, and the statuses that the client receives.
+    """
     settings = local_settings(folder, workers=1, **limits)
-    answers, enough = [], threading.Event()
+    statuses, enough = [], threading.Event()
     with running_server(settings.grpc_port, sell), running_edge(settings) as envoy:
         wait_until_ready(settings)
 
-        def buy():
+        def send_orders():
             with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
                 while not enough.is_set():
-                    answers.append(order(settings, client))
+                    statuses.append(send_order(settings, client))
                     enough.wait(0.02)
 
-        thread = threading.Thread(target=buy)
+        thread = threading.Thread(target=send_orders)
         thread.start()
         try:
-            wait_until(lambda: answers)
-            yield settings, psutil.Process(envoy.pid), answers
+            wait_until(lambda: statuses)
+            yield settings, psutil.Process(envoy.pid), statuses
         finally:
             enough.set()
             thread.join()
 
 
-def order(settings, client):
-    """The HTTP status of an order; None where the connection was closed."""
+def send_order(settings, client):
+    """Send an order, and return the HTTP status. None means that the connection was closed."""
     try:
         return client.post(
             f"http://127.0.0.1:{settings.rest_port}{ROUTE}", json={"numbers": ["+14155550100"]}
@@ -152,8 +156,8 @@ def order(settings, client):
         return None
 
 
-def many_files(count):
-    """Allow this process so many open files. Envoy allows itself what it may."""
+def allow_open_files(count):
+    """Raise this process's limit of open files, or skip the test. Envoy raises its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
         pytest.skip(f"{count} open files are needed, and {hard} are allowed")
@@ -161,61 +165,61 @@ def many_files(count):
 
 
 HEAD = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n".encode()
-BEGINNINGS = {
+UNFINISHED_REQUESTS = {
     "nothing": b"",
     "a byte": b"P",
     "unfinished headers": HEAD[:-2],
     "an unfinished body": HEAD,
-    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5),
+    # With an empty SETTINGS frame.
+    "the HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5),
 }
 
 
-@pytest.mark.parametrize("sent", BEGINNINGS.values(), ids=BEGINNINGS)
-def test_connections_that_ask_for_nothing_make_room_for_others(tmp_path, times, sent):
-    """All that an edge keeps open. Who has a connection is served on, and who comes is served soon."""
+@pytest.mark.parametrize("sent", UNFINISHED_REQUESTS.values(), ids=UNFINISHED_REQUESTS)
+def test_an_edge_full_of_idle_connections_still_serves_old_and_new_clients(tmp_path, times, sent):
     connections_max = times(200, 10_000)
-    many_files(connections_max + 500)
-    with served_edge(tmp_path, edge_connections_max=connections_max) as (settings, _, answers), ExitStack() as opened:
+    allow_open_files(connections_max + 500)
+    with served_edge(tmp_path, edge_connections_max=connections_max) as (settings, _, statuses), ExitStack() as opened:
         for _ in range(connections_max + 50):
             connection = socket.create_connection(("127.0.0.1", settings.rest_port))
             opened.enter_context(connection)
-            with suppress(OSError):  # one too many, and closed
+            with suppress(OSError):  # the edge closes connections beyond its limit
                 connection.sendall(sent)
-        served = len(answers)
+        served = len(statuses)
 
-        def newcomer():
+        def send_order_of_a_new_client():
             with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
-                return order(settings, client)
+                return send_order(settings, client)
 
-        wait_until(lambda: newcomer() == 200)
-        wait_until(lambda: len(answers) > served + 10)
-        assert set(answers) == {200}
+        wait_until(lambda: send_order_of_a_new_client() == 200)
+        wait_until(lambda: len(statuses) > served + 10)
+        assert set(statuses) == {200}
 
 
 MEMORY_MB_MAX = 128
-"""What an edge may fill in this test."""
+"""The edge's limit for memory in this test."""
 OVERSHOOT_BYTES_MAX = 64 * 2**20
-"""What it may fill between two looks at its memory, beside what no body fills."""
+"""How far it may exceed the limit. It checks its memory only now and then, and needs some beside the bodies."""
 
 
 def test_unfinished_bodies_do_not_fill_the_memory(tmp_path, times):
-    """On many streams of many connections, each of almost the greatest length."""
-    with served_edge(tmp_path, edge_memory_mb_max=MEMORY_MB_MAX) as (settings, envoy, answers), ExitStack() as opened:
+    """Bodies of almost the greatest length, on many streams of many connections."""
+    with served_edge(tmp_path, edge_memory_mb_max=MEMORY_MB_MAX) as (settings, envoy, statuses), ExitStack() as opened:
         before = envoy.memory_info().rss
         for _ in range(times(60, 200)):
-            with suppress(OSError):  # refused
+            with suppress(OSError):  # an edge without memory closes connections
                 opened.enter_context(unfinished_bodies(settings.rest_port))
             time.sleep(0.1)
             assert envoy.memory_info().rss - before < MEMORY_MB_MAX * 2**20 + OVERSHOOT_BYTES_MAX
-        served = len(answers)
-        wait_until(lambda: answers[served:].count(200) > 10)
-        assert set(answers) <= {200, 503, None}
+        served = len(statuses)
+        wait_until(lambda: statuses[served:].count(200) > 10)
+        assert set(statuses) <= {200, 503, None}
 
 
 @contextmanager
 def unfinished_bodies(port):
     with http2(port) as (state, connection):
-        state.outbound_flow_control_window = 2**30  # whatever the edge allows
+        state.outbound_flow_control_window = 2**30  # ignore how much the edge allows
         for stream in range(1, 200, 2):
             state.send_headers(stream, [*REST_HEADERS, ("content-type", "application/json")])
             for _ in range(4):
@@ -229,7 +233,7 @@ def unfinished_bodies(port):
 
 @contextmanager
 def http2(port):
-    """A connection with its preface sent, and a way to send what has been put into it."""
+    """An h2 state and its socket. The preface is sent, and the caller sends what it puts into the state."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         state.initiate_connection()
@@ -238,7 +242,7 @@ def http2(port):
 
 
 def flood(port, put):
-    """Send frames until there were enough or we are shown the door; whether that was so."""
+    """Send FRAMES[put] frames, and return whether the other side closed the connection."""
     with http2(port) as (state, connection):
         try:
             for i in range(FRAMES[put]):
@@ -272,13 +276,13 @@ def reset(state, i):
     state.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
 
 
-FRAMES = {ping: 200_000, reset: 20_000}  # more pings than the answers to which a connection can hold
+FRAMES = {ping: 200_000, reset: 20_000}  # more pings than a connection can buffer acknowledgements for
 
 
 @pytest.mark.parametrize("put", [ping, reset])
-def test_a_flood_of_frames_does_no_harm(well_behaved, port, put, service):
-    """It ends its connection; only a worker, which the edge is in front of, just refuses more and more streams."""
+def test_a_flood_of_frames_ends_its_own_connection_only(well_behaved, port, put, service):
     before = len(well_behaved)
     ended = flood(port, put)
+    # A worker only refuses the streams. In production the edge is in front of it.
     assert ended or (put, port) == (reset, service.settings.grpc_port)
     wait_until(lambda: len(well_behaved) >= before + 10)

@@ -1,5 +1,7 @@
-"""Between server and PostgreSQL: connections cut around the COMMIT, nothing delivered, everything late, a standby that
-does not answer. Clients that send again find out what became of their orders."""
+"""Faults between server and PostgreSQL: cut connections, lost or late packets, a standby that does not respond.
+
+Clients that send an order again learn whether it was placed.
+"""
 
 import itertools
 import random
@@ -17,10 +19,10 @@ from server.run.embedded import postgres
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
-from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, BEFORE_COMMIT
 from tests.faults.workload import Workload
 from tests.support.callers import Rest
 from tests.support.customer import Customer
+from tests.support.proxy import AFTER_COMMIT, BEFORE_BEGIN, BEFORE_COMMIT
 from tests.support.stack import Up, local_settings, wait_until
 
 
@@ -28,10 +30,10 @@ async def cut(connection):
     connection.cut()
 
 
-def test_connections_cut_at_commit_or_swallowed_or_slow(behind_proxy, proxy, engine, times):
+def test_no_order_is_lost_when_connections_are_cut_or_silent_or_slow(behind_proxy, proxy, engine, times):
     faults = times(10, 200)
-    chance = random.Random(13)
-    with Workload(engine, behind_proxy.settings.rest_port, numbers=1000 * faults) as load:
+    rng = random.Random(13)
+    with Workload(engine, behind_proxy.settings.rest_port, numbers=1000 * faults) as workload:
         kinds = (
             BEFORE_COMMIT,
             AFTER_COMMIT,
@@ -40,25 +42,25 @@ def test_connections_cut_at_commit_or_swallowed_or_slow(behind_proxy, proxy, eng
             BEFORE_BEGIN,
             AFTER_COMMIT,
             BEFORE_COMMIT,
-            "swallowed",
+            "silent",
         )
         for _, kind in zip(range(faults), itertools.cycle(kinds)):
-            load.until_sold_more(5)
-            if kind == "swallowed":
+            workload.wait_for_orders(5)
+            if kind == "silent":
                 proxy.swallow(True)
-                time.sleep(chance.uniform(0.5, 6))  # shorter and longer than a transaction may take
+                time.sleep(rng.uniform(0.5, 6))  # shorter and longer than a transaction may take
                 proxy.swallow(False)
             elif kind == "late":
                 proxy.delay_seconds = 0.2
-                load.until_sold_more(20)
+                workload.wait_for_orders(20)
                 proxy.delay_seconds = 0
             else:
                 assert proxy.arm(kind, cut).wait(30), f"no order came to {kind}"
-    load.verify()
+    workload.verify()
 
 
-def test_orders_sent_once_are_answered_truly_though_the_first_host_is_silent(proxy, engine, open_path, times):
-    """Each lost connection costs two seconds at the silent host, longer than many callers wait."""
+def test_orders_sent_once_get_the_right_response_while_the_first_host_is_silent(proxy, engine, open_path, times):
+    """A new connection tries the silent host for two seconds, which is longer than many callers wait."""
     parts = urlsplit(proxy.url)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{parts.port}"
@@ -69,27 +71,27 @@ def test_orders_sent_once_are_answered_truly_though_the_first_host_is_silent(pro
         )
         with Up(settings, open_path, "--no-demo") as up:
             up.until_ready()
-            with Workload(engine, settings.rest_port, numbers=40_000, deadlines=(0.3, 4.0)) as load:
+            with Workload(engine, settings.rest_port, numbers=40_000, deadlines=(0.3, 4.0)) as workload:
                 for fault in range(times(6, 100)):
-                    load.until_sold_more(20)
+                    workload.wait_for_orders(20)
                     if fault % 3 == 0:
                         with engine.begin() as connection:
-                            connection.execute(LOCK, {"numbers": load.next_numbers(40)})
+                            connection.execute(LOCK, {"numbers": workload.next_numbers(40)})
                             time.sleep(0.7)
                     else:
                         end_backends(engine)
-                load.until_sold_more(20)
-            load.verify()
-    heard = Counter(asked.heard[0].code for asked in load.asked_once)
-    assert heard["OK"]
-    assert heard["UNAVAILABLE"]
+                workload.wait_for_orders(20)
+            workload.verify()
+    codes = Counter(sent.outcomes[0].code for sent in workload.sent_once)
+    assert codes["OK"]
+    assert codes["UNAVAILABLE"]
 
 
 LOCK = text("SELECT FROM phone_number WHERE number = ANY(:numbers) ORDER BY number FOR UPDATE")
 
 
 def end_backends(engine):
-    """Of the server, all at once."""
+    """End all connections of the server at once."""
     with engine.connect() as connection:
         connection.execute(
             text("""
@@ -102,7 +104,7 @@ def end_backends(engine):
 
 @pytest.fixture
 def replicating(open_path, monkeypatch):
-    """A PostgreSQL that can be told to wait for a standby."""
+    """A PostgreSQL that `set_standby` can make wait for a standby."""
     for name, value in {"wal_level": "replica", "max_wal_senders": "1"}.items():
         monkeypatch.setitem(postgres.SETTINGS, name, value)
     with EmbeddedPostgres(open_path / "database") as replicating:
@@ -110,25 +112,24 @@ def replicating(open_path, monkeypatch):
         yield replicating
 
 
-def test_a_standby_that_does_not_answer(replicating, open_path):
-    """Its COMMIT is written, and waits. Nobody is told of it before the standby has it; then everybody who asks is."""
+def test_an_order_is_acknowledged_only_after_the_standby_has_its_commit(replicating, open_path):
     engine = admin_engine(replicating.url())
     customer = Customer.open(engine)
     (number,) = customer.numbers(1)
     settings = local_settings(open_path / ".data", database_url=replicating.url(), rest_deadline_ms=2000)
     with Up(settings, open_path, "--no-demo") as up, httpx.Client(base_url=up.rest_url, timeout=20) as client:
         up.until_ready()
-        set_standby(engine, "nobody")
-        asked = {"numbers": [number], "idempotency_key": "k"}
-        answers = [Rest(client)(customer.key, **asked) for _ in range(3)]
-        assert {answer.status for answer in answers} <= {504, 409}
-        assert answers[0].status == 504
-        assert {answer.body["error"]["code"] for answer in answers} <= {"TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"}
+        set_standby(engine, "missing")  # a COMMIT is written, and waits for a standby that does not exist
+        order = {"numbers": [number], "idempotency_key": "k"}
+        responses = [Rest(client)(customer.key, **order) for _ in range(3)]
+        assert {response.status for response in responses} <= {504, 409}
+        assert responses[0].status == 504
+        assert {response.body["error"]["code"] for response in responses} <= {"TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"}
         set_standby(engine, "")
         wait_until(customer.owned)
-        told = Rest(client)(customer.key, **asked)
-    assert (told.status, told.headers["idempotency-replayed"]) == (200, "true")
-    assert {UUID(row["id"]) for row in told.body["data"]} == customer.assignment_ids()
+        last = Rest(client)(customer.key, **order)
+    assert (last.status, last.headers["idempotency-replayed"]) == (200, "true")
+    assert {UUID(row["id"]) for row in last.body["data"]} == customer.assignment_ids()
 
 
 def set_standby(engine, name):

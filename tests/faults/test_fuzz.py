@@ -1,5 +1,4 @@
-"""Requests that nobody would send: REST answers each in the envelope and none with 5xx; gRPC says neither UNKNOWN nor
-INTERNAL; and nothing grows."""
+"""Random requests. REST responses are in the envelope and never 5xx. gRPC statuses are ours. Memory does not grow."""
 
 import asyncio
 import json
@@ -16,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
-from tests.faults.conftest import is_worker
 from tests.support.callers import METHOD, ROUTE, ULID
 from tests.support.customer import Customer
+from tests.support.stack import is_worker
 
 IN_FLIGHT = 32
 GROWTH_BYTES_MAX = 16 * 2**20
-NATIVE_CODES = {
+GRPC_STATUSES = {
     "OK",
     "INVALID_ARGUMENT",
     "UNAUTHENTICATED",
@@ -40,7 +39,7 @@ def customer(service):
 
 # ---------------------------------------------------------------- REST
 
-ID = re.compile(f"{ULID.pattern}|[0-9a-f-]{{36}}")  # a UUID where Envoy answered before any filter ran
+ID = re.compile(f"{ULID.pattern}|[0-9a-f-]{{36}}")  # a UUID if Envoy responds before any filter has run
 
 METHODS = st.sampled_from(["POST"] * 8 + ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW"])
 SEGMENTS = st.text(st.characters(codec="ascii", categories=["L", "N", "P"], exclude_characters="#\\"), max_size=20)
@@ -65,9 +64,9 @@ CONTENT_TYPES = st.sampled_from(
 
 
 @st.composite
-def mutated(draw, good):
-    """Bytes with some of them changed, taken out or put in."""
-    raw = bytearray(draw(good))
+def mutated(draw, valid):
+    """Bytes of which some are changed, removed or added."""
+    raw = bytearray(draw(valid))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(raw)))
         raw[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
@@ -77,7 +76,7 @@ def mutated(draw, good):
 BODIES = mutated(st.one_of(ORDERS, ORDERS, JSON).map(lambda order: json.dumps(order).encode())) | st.binary(max_size=50)
 
 
-def test_every_rest_answer_is_in_the_envelope_and_none_is_5xx(service, customer, times):
+def test_every_rest_response_is_in_the_envelope_and_none_is_5xx(service, customer, times):
     keys = [f"Bearer {customer.key}"] * 6 + [
         f"Bearer {customer.new_key('numbers:read')}",
         f"Bearer {customer.unknown_key()}",
@@ -98,23 +97,24 @@ def test_every_rest_answer_is_in_the_envelope_and_none_is_5xx(service, customer,
             if idempotency_key is not None:
                 headers["idempotency-key"] = idempotency_key
             body = body.replace(b"+1", number.encode())
-            url = httpx.URL(service.rest_url).copy_with(raw_path=path.encode())  # as it is, whatever it is
-            answer = client.request(method, url, content=body, headers=headers)
-            seen[answer.status_code] += 1
-            assert answer.status_code < 500, answer.text
-            assert ID.fullmatch(answer.headers["x-request-id"])
-            if method != "HEAD" and "grpc-status" not in answer.headers:
-                assert_in_envelope(answer)
+            # `raw_path`, because httpx would escape or reject some paths.
+            url = httpx.URL(service.rest_url).copy_with(raw_path=path.encode())
+            response = client.request(method, url, content=body, headers=headers)
+            seen[response.status_code] += 1
+            assert response.status_code < 500, response.text
+            assert ID.fullmatch(response.headers["x-request-id"])
+            if method != "HEAD" and "grpc-status" not in response.headers:
+                assert_in_envelope(response)
 
         send()
-    assert len(seen) > 3, "all much the same"
+    assert len(seen) > 3, "too few different statuses"
 
 
-def assert_in_envelope(answer):
-    body = answer.json()
-    assert body["success"] is (answer.status_code == 200)
-    if answer.status_code != 200:
-        assert body["error"]["request_id"] == answer.headers["x-request-id"]
+def assert_in_envelope(response):
+    body = response.json()
+    assert body["success"] is (response.status_code == 200)
+    if response.status_code != 200:
+        assert body["error"]["request_id"] == response.headers["x-request-id"]
         assert body["error"].keys() - {"details"} == {"code", "message", "request_id"}
 
 
@@ -122,26 +122,26 @@ def assert_in_envelope(answer):
 
 
 def messages(customer, count):
-    """Serialized orders, most of them damaged, and plain noise."""
-    chance = random.Random(17)
+    """Serialized orders, most of them damaged, and random bytes."""
+    rng = random.Random(17)
     numbers = customer.numbers(100)
     for _ in range(count):
-        order = OrderNumbersRequest(numbers=chance.sample(numbers, chance.randint(0, 3)))
-        if chance.random() < 0.5:
-            order.label = "".join(chance.choices("ab\0é\U0001f4de", k=chance.randint(0, 20)))
-        if chance.random() < 0.3:
-            order.inbound_url = chance.choice(["https://example.com", "http://x", "https://[::1]/", "https://\ud7ff"])
-        if chance.random() < 0.3:
+        order = OrderNumbersRequest(numbers=rng.sample(numbers, rng.randint(0, 3)))
+        if rng.random() < 0.5:
+            order.label = "".join(rng.choices("ab\0é\U0001f4de", k=rng.randint(0, 20)))
+        if rng.random() < 0.3:
+            order.inbound_url = rng.choice(["https://example.com", "http://x", "https://[::1]/", "https://\ud7ff"])
+        if rng.random() < 0.3:
             order.campaign_id = str(uuid4())
         raw = bytearray(order.SerializeToString())
-        for _ in range(chance.randint(0, 4)):
-            at = chance.randint(0, len(raw))
-            raw[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
-        yield bytes(raw) if chance.random() < 0.9 else chance.randbytes(chance.randint(0, 200))
+        for _ in range(rng.randint(0, 4)):
+            at = rng.randint(0, len(raw))
+            raw[at : at + rng.randint(0, 3)] = rng.randbytes(rng.randint(0, 3))
+        yield bytes(raw) if rng.random() < 0.9 else rng.randbytes(rng.randint(0, 200))
 
 
 def send_all(target, key, raws):
-    """The code of each answer."""
+    """Send each message, and count the statuses."""
 
     async def run():
         codes = Counter()
@@ -162,16 +162,17 @@ def send_all(target, key, raws):
     return asyncio.run(run())
 
 
-def test_no_message_is_unknown_or_internal_and_memory_stays_flat(service, customer, times):
+def test_no_message_causes_unknown_or_internal_and_memory_does_not_grow(service, customer, times):
     count = times(2000, 50_000)
     workers = [process for process in service.up.processes() if is_worker(process)]
     target, key = service.grpc_targets[0], customer.key
-    codes = send_all(target, key, messages(customer, count // 5))  # until pools and caches are as large as they get
+    # The first fifth fills pools and caches, which may grow.
+    codes = send_all(target, key, messages(customer, count // 5))
     before = sum(process.memory_info().rss for process in workers)
     codes += send_all(target, key, messages(customer, count - count // 5))
     after = sum(process.memory_info().rss for process in workers)
     assert codes.total() == count
-    assert set(codes) <= NATIVE_CODES
+    assert set(codes) <= GRPC_STATUSES
     assert {"OK", "INVALID_ARGUMENT"} <= set(codes)
     assert after - before < GROWTH_BYTES_MAX
     assert all(map(psutil.Process.is_running, workers))

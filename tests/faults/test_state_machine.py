@@ -1,4 +1,4 @@
-"""Orders, retries, revocations, credit, campaigns and imports in any order: the live service against a model of it."""
+"""Orders, retries, revocations, credit, campaigns and imports in a random sequence: the service against a model."""
 
 import itertools
 import os
@@ -14,6 +14,7 @@ from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
 from tests.support.customer import Customer
 
 PRICE = 1_000_000
+# Each pytest worker imports numbers from a range of its own.
 IMPORTED_FIRST = 2_125_550_000 + 20_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _imported = itertools.count(IMPORTED_FIRST)
 CAMPAIGN_RULES = {
@@ -22,8 +23,8 @@ CAMPAIGN_RULES = {
 }
 
 
-class Market(RuleBasedStateMachine):
-    """The model: who has which numbers and how much credit, which keys are valid, what idempotency keys answered."""
+class OrderMachine(RuleBasedStateMachine):
+    """The model: owners of numbers, credit, valid keys, campaigns, and the responses of idempotency keys."""
 
     service = None
     calls = ()
@@ -41,10 +42,10 @@ class Market(RuleBasedStateMachine):
         self.keys = [(0, self.customers[0].key, True), (1, self.customers[1].key, True)]
         self.revoked = set()
         self.campaigns = [(None, None)]
-        self.answered = {}
-        self.said = []
+        self.responses = {}
+        self.sent = []
 
-    # ---------------------------------------------------------------- what happens
+    # ---------------------------------------------------------------- steps
 
     @rule(data=st.data())
     def order(self, data):
@@ -54,17 +55,17 @@ class Market(RuleBasedStateMachine):
         request = {"numbers": numbers}
         if label := data.draw(st.sampled_from([None, "a", "b"])):
             request["label"] = label
-        which = data.draw(st.sampled_from(self.campaigns))
-        if which[0]:
-            request["campaign_id"] = which[0]
+        campaign = data.draw(st.sampled_from(self.campaigns))
+        if campaign[0]:
+            request["campaign_id"] = campaign[0]
         key = data.draw(st.sampled_from(self.keys))
         idempotency_key = data.draw(st.sampled_from([None, "x", "y", "z"]))
-        self._send(data.draw(st.sampled_from(self.calls)), key, idempotency_key, request, which)
+        self._send(data.draw(st.sampled_from(self.calls)), key, idempotency_key, request, campaign)
 
     @rule(data=st.data())
-    def again(self, data):
-        if self.said:
-            self._send(data.draw(st.sampled_from(self.calls)), *data.draw(st.sampled_from(self.said)))
+    def send_again(self, data):
+        if self.sent:
+            self._send(data.draw(st.sampled_from(self.calls)), *data.draw(st.sampled_from(self.sent)))
 
     @rule(customer=st.sampled_from([0, 1]), scoped=st.booleans())
     def new_key(self, customer, scoped):
@@ -94,30 +95,31 @@ class Market(RuleBasedStateMachine):
         assert import_csv(self.service.database.engine, rows).added == 1
         self.numbers.append(number)
 
-    # ---------------------------------------------------------------- what must come of it
+    # ---------------------------------------------------------------- what must follow
 
-    def _send(self, call, key, idempotency_key, request, which):
-        expected = self._expected(key, idempotency_key, request, which[1])
-        answer = call(key[1], idempotency_key=idempotency_key, **request)
-        self.said.append((key, idempotency_key, request, which))
-        code = "OK" if answer.status == 200 else answer.body["error"]["code"]
-        # A refusal may lag behind by the seconds that a key is remembered; here, of a key revoked since, and unscoped.
-        assert code == expected or (code, expected, key[2]) == ("FORBIDDEN", "UNAUTHORIZED", False), answer
+    def _send(self, call, key, idempotency_key, request, campaign):
+        expected = self._expected(key, idempotency_key, request, campaign[1])
+        response = call(key[1], idempotency_key=idempotency_key, **request)
+        self.sent.append((key, idempotency_key, request, campaign))
+        code = "OK" if response.status == 200 else response.body["error"]["code"]
+        # Keys are cached for some seconds. A key that was revoked since may still get FORBIDDEN, if it has no scope.
+        assert code == expected or (code, expected, key[2]) == ("FORBIDDEN", "UNAUTHORIZED", False), response
         if code == "INSUFFICIENT_INVENTORY":
             gone = [number for number in request["numbers"] if not self._is_free(number)]
-            assert answer.body["data"] == {"available_count": len(request["numbers"]) - len(gone), "unavailable": gone}
+            available = len(request["numbers"]) - len(gone)
+            assert response.body["data"] == {"available_count": available, "unavailable": gone}
         if code != "OK":
             return
-        claim = (key[0], idempotency_key)
-        replayed = idempotency_key is not None and claim in self.answered
-        assert answer.headers.get("idempotency-replayed") == ("true" if replayed else None)
+        replay_key = (key[0], idempotency_key)
+        replayed = idempotency_key is not None and replay_key in self.responses
+        assert response.headers.get("idempotency-replayed") == ("true" if replayed else None)
         if replayed:
-            assert answer.body == self.answered[claim][1]
+            assert response.body == self.responses[replay_key][1]
             return
         self.owner |= dict.fromkeys(request["numbers"], key[0])
         self.credit[key[0]] -= len(request["numbers"])
         if idempotency_key is not None:
-            self.answered[claim] = (request, answer.body)
+            self.responses[replay_key] = (request, response.body)
 
     def _expected(self, key, idempotency_key, request, campaign):
         customer, text, scoped = key
@@ -125,8 +127,8 @@ class Market(RuleBasedStateMachine):
             return "UNAUTHORIZED"
         if not scoped:
             return "FORBIDDEN"
-        if idempotency_key is not None and (customer, idempotency_key) in self.answered:
-            return "OK" if self.answered[customer, idempotency_key][0] == request else "IDEMPOTENCY_KEY_REUSED"
+        if idempotency_key is not None and (customer, idempotency_key) in self.responses:
+            return "OK" if self.responses[customer, idempotency_key][0] == request else "IDEMPOTENCY_KEY_REUSED"
         if campaign and campaign[0] != customer:
             return "NOT_FOUND"
         if campaign and campaign[1] in CAMPAIGN_RULES:
@@ -140,7 +142,7 @@ class Market(RuleBasedStateMachine):
 
     @invariant()
     def the_database_agrees(self):
-        for index, customer in enumerate(self.customers if hasattr(self, "shops") else ()):
+        for index, customer in enumerate(self.customers):
             assert customer.owned() == {number for number, owner in self.owner.items() if owner == index}
             assert customer.balance_micros() == self.credit[index] * PRICE
 
@@ -151,9 +153,11 @@ def test_the_service_does_what_the_model_says(service, times):
         grpc.insecure_channel(service.grpc_targets[0]) as first,
         grpc.insecure_channel(service.grpc_targets[1]) as second,
     ):
-        market = type("LiveMarket", (Market,), {"service": service, "calls": (Rest(client), Grpc(first), Grpc(second))})
+        live = {"service": service, "calls": (Rest(client), Grpc(first), Grpc(second))}
+        # Hypothesis makes the machine itself and passes no arguments.
+        machine = type("LiveOrderMachine", (OrderMachine,), live)
         run_state_machine_as_test(
-            market,
+            machine,
             settings=settings(
                 max_examples=times(15, 500),
                 stateful_step_count=30,

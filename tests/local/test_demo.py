@@ -1,4 +1,4 @@
-"""The demo of a first start: there once, whatever was lost or cut short since."""
+"""The demo data of a first start: created once, and repaired if a part is lost or a start was killed."""
 
 import json
 import stat
@@ -25,7 +25,7 @@ def key_works(database, folder):
     return found == [(None,)]
 
 
-def test_it_has_what_an_order_needs(database, tmp_path):
+def test_the_demo_has_everything_that_an_order_needs(database, tmp_path):
     assert make_demo(database.engine, tmp_path)
     ids = {name: UUID(value) for name, value in json.loads((tmp_path / "demo.json").read_text()).items()}
     assert ids.keys() == {"organization_id", "key_id", "brand_id", "campaign_id"}
@@ -44,7 +44,7 @@ def test_it_has_what_an_order_needs(database, tmp_path):
     assert key_works(database, tmp_path)
 
 
-def test_a_second_time_nothing_changes(database, tmp_path):
+def test_a_second_start_changes_nothing(database, tmp_path):
     make_demo(database.engine, tmp_path)
     before = organizations(database), (tmp_path / "demo.key").read_text(), (tmp_path / "demo.json").read_text()
     assert make_demo(database.engine, tmp_path)
@@ -55,7 +55,7 @@ def test_a_second_time_nothing_changes(database, tmp_path):
     )
 
 
-def test_a_start_killed_before_its_commit_is_made_anew(database, tmp_path):
+def test_the_demo_is_created_again_after_a_start_killed_before_its_commit(database, tmp_path):
     (tmp_path / "demo.key").write_text(keys.new_key(uuid4()))
     (tmp_path / "demo.json").write_text(json.dumps({"organization_id": str(uuid4())}))
     assert make_demo(database.engine, tmp_path)
@@ -78,7 +78,7 @@ def test_a_key_that_does_not_work_is_replaced(database, tmp_path, how):
     assert len(organizations(database)) == 1
 
 
-def test_nothing_is_put_among_the_organizations_of_others(database, tmp_path):
+def test_no_demo_is_created_in_a_database_with_other_organizations(database, tmp_path):
     with database.engine.begin() as connection:
         admin.create_organization(connection, "Somebody")
     assert not make_demo(database.engine, tmp_path)
@@ -88,6 +88,6 @@ def test_nothing_is_put_among_the_organizations_of_others(database, tmp_path):
         assert inventory.stats(connection)["local"]["available"] == 0
 
 
-def test_numbers_to_try_are_the_first_that_are_free(database, tmp_path):
+def test_the_first_available_numbers_are_offered(database, tmp_path):
     make_demo(database.engine, tmp_path)
     assert available_numbers(database.engine, 3) == LOCAL[:3] == ["+14155550100", "+14155550101", "+14155550102"]

@@ -1,4 +1,4 @@
-"""`ordernumbers edge` as a process: who may reach Envoy's admin page, and what happens when someone misuses it."""
+"""`ordernumbers edge` as a process: who can reach Envoy's admin page, and what happens after misuse of it."""
 
 import os
 import stat
@@ -14,10 +14,9 @@ import pytest
 
 from server.run.edge import _envoy_path
 from server.run.envoy_admin import admin_socket, ask
-from tests.contract.edges import running_server, sell
-from tests.faults.conftest import is_envoy
 from tests.support.callers import ROUTE
-from tests.support.stack import Up, local_settings, wait_until
+from tests.support.edge import running_server, sell
+from tests.support.stack import Up, is_envoy, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -38,7 +37,7 @@ def edge(tmp_path):
 
 
 def health(edge):
-    """What /healthz says; None while nobody listens."""
+    """Return the status of /healthz, or None if the edge does not listen."""
     try:
         return httpx.get(f"{edge.rest_url}/healthz").status_code
     except httpx.HTTPError:
@@ -53,18 +52,18 @@ def tcp_ports(process):
     return {each.laddr.port for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 
-# ---------------------------------------------------------------- who may reach it
+# ---------------------------------------------------------------- who can reach the admin page
 
 
 def test_envoy_listens_on_its_own_port_and_on_no_other(edge):
     assert tcp_ports(envoy(edge)) == {edge.settings.rest_port}
 
 
-def test_run_by_hand_with_the_file_as_it_stands_it_listens_on_no_other_port_either(tmp_path):
-    as_it_stands = (ROOT / "envoy/envoy.yaml").read_text()
+def test_envoy_run_by_hand_with_the_unchanged_file_listens_on_no_other_port_either(tmp_path):
+    unchanged = (ROOT / "envoy/envoy.yaml").read_text()
     port = local_settings(tmp_path).rest_port
     config = tmp_path / "envoy.yaml"
-    config.write_text(as_it_stands.replace("port_value: 8080", f"port_value: {port}"))
+    config.write_text(unchanged.replace("port_value: 8080", f"port_value: {port}"))
     command = [_envoy_path(), "-c", str(config), "--disable-hot-restart", "--concurrency", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as envoy:
         try:
@@ -75,7 +74,7 @@ def test_run_by_hand_with_the_file_as_it_stands_it_listens_on_no_other_port_eith
             envoy.kill()
 
 
-def test_only_we_may_enter_the_folder_of_its_admin_page(edge):
+def test_only_our_user_can_enter_the_folder_of_the_admin_page(edge):
     path = admin_socket(edge.settings)
     for each, mode in ((path, 0o600), (path.parent, 0o700)):
         assert (stat.S_IMODE(each.stat().st_mode), each.stat().st_uid) == (mode, os.geteuid())
@@ -83,54 +82,57 @@ def test_only_we_may_enter_the_folder_of_its_admin_page(edge):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_another_user_cannot_connect_to_its_admin_page(edge):
+def test_another_user_cannot_connect_to_the_admin_page(edge):
     command = [sys.executable, "-c", CONNECT, str(admin_socket(edge.settings))]
     assert subprocess.run([*command, "0"], check=False).returncode == 0
     refused = subprocess.run([*command, str(NOBODY)], check=False, capture_output=True, text=True)
     assert "PermissionError" in refused.stderr
 
 
-def test_a_second_edge_on_the_same_port_is_refused_and_the_first_keeps_its_admin_page(edge):
+def test_a_second_edge_on_the_same_port_is_refused_and_the_first_keeps_the_admin_page(edge):
     second = Up(edge.settings, edge.folder / "second", command="edge")
     assert second.until_ended() == 1
     assert f"runs on port {edge.settings.rest_port}" in second.logs
     assert ask(edge.settings, "GET", "/ready") == b"LIVE\n"
 
 
-# ---------------------------------------------------------------- when someone misuses it
+# ---------------------------------------------------------------- misuse of the admin page
 
 
 @pytest.fixture
 def orders(edge):
-    """A client that orders all the while, on a new connection each time. Its answers; None where nobody listened."""
-    answers, enough = [], threading.Event()
+    """A client that orders all the time, with a new connection per order.
+
+    Yields the status of each response, or None if nothing listened.
+    """
+    statuses, stop = [], threading.Event()
 
     def order():
-        while not enough.is_set():
+        while not stop.is_set():
             try:
-                answers.append(httpx.post(f"{edge.rest_url}{ROUTE}", json={"numbers": ["+14155550100"]}).status_code)
+                statuses.append(httpx.post(f"{edge.rest_url}{ROUTE}", json={"numbers": ["+14155550100"]}).status_code)
             except httpx.ConnectError:
-                answers.append(None)
-            enough.wait(0.02)
+                statuses.append(None)
+            stop.wait(0.02)
 
     thread = threading.Thread(target=order)
     thread.start()
-    yield answers
-    enough.set()
+    yield statuses
+    stop.set()
     thread.join()
-    assert set(answers) <= {200, 503, None}
+    assert set(statuses) <= {200, 503, None}
 
 
-def test_an_edge_told_to_fail_its_health_check_passes_it_again_while_orders_go_on(edge, orders):
+def test_a_health_check_failed_by_hand_is_restored_and_no_order_fails(edge, orders):
     before = envoy(edge)
     ask(edge.settings, "POST", "/healthcheck/fail")
-    wait_until(lambda: "told to fail its health check" in edge.logs and health(edge) == 200)
+    wait_until(lambda: "failed its health check" in edge.logs and health(edge) == 200)
     assert envoy(edge) == before
     assert set(orders) == {200}
 
 
 @pytest.mark.parametrize("path", ["/drain_listeners", "/quitquitquit"])
-def test_an_edge_told_to_stop_is_started_again_and_orders_go_on(edge, orders, path):
+def test_an_edge_stopped_by_hand_is_restarted_and_sells_again(edge, orders, path):
     before = envoy(edge)
     ask(edge.settings, "POST", path)
     wait_until(lambda: not before.is_running() and health(edge) == 200)
@@ -138,7 +140,7 @@ def test_an_edge_told_to_stop_is_started_again_and_orders_go_on(edge, orders, pa
     wait_until(lambda: orders.count(200) >= placed + 10)
 
 
-def test_an_edge_in_peace_is_left_alone(edge, orders):
+def test_an_edge_that_nobody_misuses_is_not_changed(edge, orders):
     before = envoy(edge)
     time.sleep(3)
     assert envoy(edge) == before

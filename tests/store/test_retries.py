@@ -1,4 +1,4 @@
-"""Orders that are tried again: after a failure that passes, and until it is known what became of them."""
+"""Orders that are tried again: after a temporary failure, and while their outcome is unknown."""
 
 import asyncio
 
@@ -10,11 +10,12 @@ from server.errors import Code
 from server.rules.values import Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown
-from tests.store.test_batching import order, outcome, run
+from tests.store.test_batching import outcome, run
+from tests.support.orders import order_of
 
 
 def buy(batcher, customer, number, timeout_seconds=10.0):
-    return outcome(batcher, order(customer.id, number, api_key_id=customer.key_id), timeout_seconds)
+    return outcome(batcher, order_of(customer, number), timeout_seconds)
 
 
 # ---------------------------------------------------------------- another transaction was in the way
@@ -22,7 +23,7 @@ def buy(batcher, customer, number, timeout_seconds=10.0):
 
 @pytest.fixture
 def fail(database):
-    """Let the next orders that are written fail in the database, so many times."""
+    """Make the next `times` writes of orders fail in the database."""
 
     def arm(sqlstate, times):
         with database.engine.begin() as connection:
@@ -42,7 +43,7 @@ DEADLOCK, SERIALIZATION = "40P01", "40001"
 
 
 @pytest.mark.parametrize("sqlstate", [DEADLOCK, SERIALIZATION])
-def test_a_batch_that_was_in_a_deadlock_is_run_again_as_a_whole(database, customer, fail, sqlstate):
+def test_a_batch_runs_again_as_a_whole_after_a_conflict(database, customer, fail, sqlstate):
     numbers = customer.numbers(5)
     fail(sqlstate, 2)
 
@@ -55,9 +56,9 @@ def test_a_batch_that_was_in_a_deadlock_is_run_again_as_a_whole(database, custom
 
 
 @pytest.mark.parametrize("sqlstate", [DEADLOCK, SERIALIZATION])
-def test_an_order_that_is_in_deadlocks_again_and_again_is_placed_at_last(database, customer, fail, sqlstate):
+def test_an_order_is_placed_after_more_conflicts_than_a_batch_is_tried(database, customer, fail, sqlstate):
     (number,) = customer.numbers(1)
-    fail(sqlstate, 8)  # more often than a batch is tried
+    fail(sqlstate, 8)  # more than ATTEMPTS_MAX
     assert run(database.url, lambda batcher: buy(batcher, customer, number)) == "PLACED"
 
 
@@ -66,7 +67,7 @@ def test_an_order_that_is_in_deadlocks_again_and_again_is_placed_at_last(databas
 
 @pytest.fixture
 def lose(monkeypatch):
-    """Lose the connection in place of the next write, and call `then`."""
+    """Lose the connection instead of the next write, and call `then`."""
 
     def arm(then):
         async def lost(connection, decisions, *_):
@@ -81,7 +82,7 @@ def lose(monkeypatch):
 
 @pytest.fixture
 def go_away(database, postgres):
-    """Let the database refuse every connection from now on. Afterwards it takes them again."""
+    """Make the database refuse every connection until the end of the test."""
     (name,) = psycopg.conninfo.conninfo_to_dict(database.url)["dbname"].split()
 
     def allow(yes):
@@ -94,7 +95,7 @@ def go_away(database, postgres):
 
 @pytest.fixture
 def break_down(monkeypatch):
-    """Let every decision fail from now on, as a mistake in the program would."""
+    """Make every decision fail, as a bug would."""
     return lambda: monkeypatch.setattr(orders, "decide", lambda *_: 1 / 0)
 
 
@@ -106,8 +107,8 @@ def lock_numbers(database):
 
 
 @pytest.mark.parametrize("trouble", ["go_away", "break_down", "lock_numbers"])
-def test_an_order_of_unknown_outcome_is_not_called_undone_whatever_follows(request, database, customer, lose, trouble):
-    """Whoever heard 503 or INTERNAL would order again, and might pay twice."""
+def test_an_order_with_an_unknown_outcome_times_out_whatever_fails_then(request, database, customer, lose, trouble):
+    """After 503 or INTERNAL a caller would order again, and might pay twice."""
     (number,) = customer.numbers(1)
     lose(request.getfixturevalue(trouble))
     assert run(database.url, lambda batcher: buy(batcher, customer, number, 2.0)) is Code.TIMEOUT

@@ -1,4 +1,4 @@
-"""The documented call over each transport, with its answer as one shape: HTTP status, envelope, request id."""
+"""The documented call over REST and gRPC. Both return a `Response`, so that one test can compare them."""
 
 import json
 import re
@@ -20,8 +20,8 @@ ROUTE = "/v1/phone-numbers/orders"
 TIMEOUT_SECONDS = 20
 
 
-class Answer(NamedTuple):
-    """`status` is HTTP's; a gRPC answer's is the one its table row has."""
+class Response(NamedTuple):
+    """`status` is an HTTP status. For gRPC it is the one that the error table has for the code."""
 
     status: int
     body: dict[str, Any]
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 def failure(code: str, message: str, request_id: str, *, details: Any = None, data: Any = None) -> dict[str, Any]:
-    """The documented envelope."""
+    """The documented envelope of an error."""
     error = {"code": code, "message": message, "request_id": request_id}
     if details is not None:
         error["details"] = details
@@ -39,46 +39,45 @@ def failure(code: str, message: str, request_id: str, *, details: Any = None, da
 
 
 def authorization(key: str | None) -> str | None:
-    """What the header says: a key as a bearer's, anything with a blank in it as it is, None for no header."""
+    """The value of the header: "Bearer …" for a key, any text with a space unchanged, None for no header."""
     return key if key is None or " " in key else f"Bearer {key}"
 
 
-Sent = str | list[bytes] | None
+HeaderValues = str | list[bytes] | None
 """A header once, several times, or not at all."""
 
 
-def _values(sent: Sent) -> list[str] | list[bytes]:
-    return [] if sent is None else [sent] if isinstance(sent, str) else sent
+def _as_list(values: HeaderValues) -> list[str] | list[bytes]:
+    return [] if values is None else [values] if isinstance(values, str) else values
 
 
 @dataclass
 class Rest:
-    """POST through Envoy."""
+    """Calls with a POST through Envoy."""
 
     client: httpx.Client
 
-    def __call__(self, key: str | None, *, idempotency_key: Sent = None, **request: Any) -> Answer:
-        headers = [("idempotency-key", value) for value in _values(idempotency_key)]
+    def __call__(self, key: str | None, *, idempotency_key: HeaderValues = None, **request: Any) -> Response:
+        headers = [("idempotency-key", value) for value in _as_list(idempotency_key)]
         return self.post(key, json.dumps(request).encode(), headers)
 
-    def post(self, key: str | None, body: bytes, headers: Any = (), **more: str) -> Answer:
+    def post(self, key: str | None, body: bytes, headers: Any = (), **more: str) -> Response:
         sent: list[tuple[str, Any]] = [("content-type", "application/json"), *headers, *more.items()]
         if (value := authorization(key)) is not None:
             sent.append(("authorization", value))
-        answer = self.client.post(ROUTE, content=body, headers=sent)
-        said = dict(answer.headers)
-        return Answer(answer.status_code, answer.json(), answer.headers["x-request-id"], said, answer.content)
+        http = self.client.post(ROUTE, content=body, headers=sent)
+        return Response(http.status_code, http.json(), http.headers["x-request-id"], dict(http.headers), http.content)
 
 
 @dataclass
 class Grpc:
-    """A native call, direct or through Envoy."""
+    """Calls over gRPC, to a worker or through Envoy."""
 
     channel: grpc.Channel
     timeout_seconds: float = TIMEOUT_SECONDS
 
-    def __call__(self, key: str | None, *, idempotency_key: Sent = None, **request: Any) -> Answer:
-        metadata: list[tuple[str, Any]] = [("idempotency-key", value) for value in _values(idempotency_key)]
+    def __call__(self, key: str | None, *, idempotency_key: HeaderValues = None, **request: Any) -> Response:
+        metadata: list[tuple[str, Any]] = [("idempotency-key", value) for value in _as_list(idempotency_key)]
         if key is not None:
             metadata.append(("authorization", authorization(key)))
         method = self.channel.unary_unary(METHOD, OrderNumbersRequest.SerializeToString)
@@ -87,19 +86,19 @@ class Grpc:
                 OrderNumbersRequest(**request), metadata=metadata, timeout=self.timeout_seconds
             )
         except grpc.RpcError as error:
-            return _refusal(error)
+            return refusal_of(error)
         headers = _headers(call)
         body = _as_dict(OrderNumbersResponse.FromString(raw))
-        return Answer(200, body, headers["x-request-id"], headers, raw)
+        return Response(200, body, headers["x-request-id"], headers, raw)
 
 
-def _refusal(error: Any) -> Answer:
-    """What a refused call says, after a look that all the ways it is said agree."""
+def refusal_of(error: Any) -> Response:
+    """The response of a refused call. Fails unless its status, its details and its envelope agree."""
     status = rpc_status.from_call(error)
     assert status is not None, f"a bare status: {error}"
-    info, *retry, response = status.details
+    info, *retry, packed = status.details
     envelope = ErrorResponse()
-    assert response.Unpack(envelope)
+    assert packed.Unpack(envelope)
     spec = ERRORS[Code(envelope.error.code)]
     assert info.TypeName() == "google.rpc.ErrorInfo"
     assert envelope.error.code.encode() in info.value
@@ -108,7 +107,7 @@ def _refusal(error: Any) -> Answer:
     headers = _headers(error)
     assert [detail.TypeName() for detail in retry] == ["google.rpc.RetryInfo"] * bool(spec.retry_seconds)
     raw = envelope.SerializeToString()
-    return Answer(spec.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
+    return Response(spec.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
 
 
 def _headers(call: Any) -> dict[str, str]:

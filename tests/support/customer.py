@@ -1,4 +1,4 @@
-"""An organization of its own for a test, with credit, a key and numbers nobody else orders."""
+"""An organization for one test, with credit, a key, and numbers that no other test orders."""
 
 import itertools
 import os
@@ -15,12 +15,13 @@ from server.store import admin
 from server.store.tables import api_key, assignment, organization, phone_number
 
 CREDIT_MICROS = 1_000_000_000_000
+# Each pytest worker takes its numbers from a range of its own.
 _next = itertools.count(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * 10_000_000)
 
 
 @dataclass(frozen=True)
 class Customer:
-    """An organization and one key of it that may do everything."""
+    """An organization and one key of it, which has every scope."""
 
     engine: Engine
     id: UUID
@@ -38,10 +39,10 @@ class Customer:
         """Another organization, without credit."""
         return Customer.open(self.engine, credit_micros=0)
 
-    # ---------------------------------------------------------------- what it is given
+    # ---------------------------------------------------------------- what the test gives it
 
     def numbers(self, count: int, **columns: Any) -> list[str]:
-        """New numbers in the inventory, at one credit each unless told otherwise."""
+        """Add numbers to the inventory, at one credit each. `columns` are other values for their rows."""
         numbers = [f"+1900{next(_next):010}" for _ in range(count)]
         row = {"number_type": "local", "sms_enabled": True, "mms_enabled": False, "price_micros": 1_000_000, **columns}
         number = func.unnest(cast(numbers, ARRAY(Text))).column_valued()
@@ -82,7 +83,7 @@ class Customer:
             admin.revoke_key(connection, self.key_id)
 
     def revoke_text(self, key: str) -> None:
-        """Revoke a key of which only the text is known."""
+        """Revoke a key by its text."""
         (key_id,) = self._all(select(api_key.c.id).where(api_key.c.digest == keys.digest(key)))
         with self.engine.begin() as connection:
             admin.revoke_key(connection, key_id)
@@ -92,7 +93,7 @@ class Customer:
             admin.add_credit(connection, self.id, micros)
 
     def campaign(self, status: str = "ACTIVE", identity_status: str | None = "VERIFIED") -> UUID:
-        """A campaign, linked to a brand of that identity status, or to none."""
+        """Create a campaign with a brand of that identity status. With None it has no brand."""
         with self.engine.begin() as connection:
             brand_id = identity_status and admin.create_brand(connection, self.id, "A brand", identity_status)
             return admin.create_campaign(connection, self.id, "A campaign", status, brand_id or None)
@@ -118,7 +119,7 @@ class Customer:
         return int(balance)
 
     def everything(self) -> list[Any]:
-        """All that an order could change, as it is now."""
+        """The current values of all that an order can change."""
         tables = ("orders", "assignment", "ledger_entry")
         counts = [f"SELECT count(*) FROM {t} WHERE organization_id = '{self.id}'" for t in tables]
         return [self._all(text(query)) for query in counts] + [self.balance_micros()]

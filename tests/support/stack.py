@@ -1,4 +1,4 @@
-"""Everything on this machine as real processes, started and stopped as an operator does."""
+"""The service as real processes, started and stopped as an operator does it."""
 
 import json
 import random
@@ -20,16 +20,40 @@ from server.run.embedded.guard import guarded
 from server.run.serve import environment_of
 
 COMMAND = str(Path(sys.executable).with_name("ordernumbers"))
-START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 WAIT_SECONDS_MAX = 60
+POLL_SECONDS = 0.02
+# Below the ports that the kernel gives to clients: any of those may be taken at any time.
 FIRST_PORT, LAST_PORT = 21_000, 32_000
-"""Below the ports that the kernel gives to clients, any of which may be taken at any time."""
+
+
+def wait_until(
+    happened: Callable[[], Any],
+    *,
+    seconds_max: float = WAIT_SECONDS_MAX,
+    is_hopeless: Callable[[], Any] = lambda: False,
+    report: Callable[[], object] = lambda: "",
+) -> None:
+    """Poll until `happened()` is true.
+
+    Raises TimeoutError with `report()` after `seconds_max`, or as soon as `is_hopeless()` is true.
+    """
+    deadline = time.monotonic() + seconds_max
+    while not happened():
+        if is_hopeless():
+            raise TimeoutError(f"it cannot happen any more: {report()}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not happen within {seconds_max:g} s: {report()}")
+        time.sleep(POLL_SECONDS)
+
+
+# ---------------------------------------------------------------- settings
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on; at random, as other tests look for theirs."""
+    """Return the first of `count` ports in a row that nobody listens on."""
     while True:
+        # At random, because other test processes search at the same time.
         first = random.randrange(FIRST_PORT, LAST_PORT - count)
         with ExitStack() as opened:
             try:
@@ -41,37 +65,60 @@ def free_ports(count: int) -> int:
 
 
 def local_settings(data_dir: Path, **settings) -> Settings:
-    """Settings with ports of their own and two workers."""
+    """Settings with free ports and two workers."""
     workers = settings.setdefault("workers", 2)
     first = free_ports(1 + workers)
     ports = {"rest_port": first, "grpc_port": first + 1}
     return Settings(**{"data_dir": data_dir, "database_url": None, "drain_ms": 1000, **ports, **settings})
 
 
-def wait_until(happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS_MAX
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+# ---------------------------------------------------------------- processes
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "server.run.worker" in _command_line(process)
+
+
+def is_envoy(process: psutil.Process) -> bool:
+    return "envoy" in _command_line(process).split(" ")[0]
+
+
+def is_postgres(process: psutil.Process) -> bool:
+    return "postgres" in _command_line(process).split(" ")[0]
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended after it was listed
+        return ""
+
+
+def kill(*processes: psutil.Process) -> None:
+    """Send SIGKILL, and wait until the processes are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def gone(processes: Iterable[psutil.Process]) -> bool:
-    """Whether none of them runs any more."""
+    """Whether none of the processes runs any more."""
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 class Up:
-    """A running `ordernumbers up`, or another of its commands. Its logs are in `folder`, where it was started too."""
+    """A running `ordernumbers up`, or another of its commands. It runs and logs in `folder`."""
 
     def __init__(
         self, settings: Settings, folder: Path, *options: str, command: str = "up", by: Sequence[str] = ()
     ) -> None:
-        """`by` is the command line that shall run it, if it is not to be run directly."""
+        """`by` is a command line that runs the command, for example `env -i`."""
         self.settings = settings
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
-            # Under a guard, so that it ends when the tests are killed.
+            # The guard ends the command when the tests are killed.
             self.parent = subprocess.Popen(
                 guarded([*by, COMMAND, command, *options], grace_seconds=STOP_SECONDS_MAX),
                 stdin=subprocess.PIPE,
@@ -95,15 +142,16 @@ class Up:
         return (self.folder / "err").read_text()
 
     def until_ready(self) -> "Up":
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while "What follows are the logs." not in self.banner:
-            assert self.parent.poll() is None, f"it ended: {self.logs}"
-            assert time.monotonic() < deadline, f"it was not ready in time: {self.logs}"
-            time.sleep(0.05)
+        """Wait until the whole banner is printed."""
+        wait_until(
+            lambda: "The logs follow." in self.banner,
+            is_hopeless=lambda: self.parent.poll() is not None,
+            report=lambda: self.logs,
+        )
         return self
 
     def until_ended(self) -> int:
-        """Its exit status, 128 + the signal's number if one ended it."""
+        """Wait until it has ended. Return its exit status, or 128 + the number of the signal that ended it."""
         try:
             return self.parent.wait(STOP_SECONDS_MAX)
         finally:
@@ -111,22 +159,22 @@ class Up:
 
     @property
     def process(self) -> psutil.Process:
-        """`up` itself, the guard's child."""
+        """The process of the command itself, the guard's child."""
         (process,) = psutil.Process(self.parent.pid).children()
         return process
 
     def processes(self) -> list[psutil.Process]:
-        """`up` and all that it started."""
+        """The process of the command, and all that it started."""
         return [self.process, *self.process.children(recursive=True)]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to stop, and return its exit status."""
+        """Send the signal, and return the exit status."""
         with suppress(ValueError, psutil.NoSuchProcess):  # it has ended already
             self.process.send_signal(number)
         return self.until_ended()
 
     def command(self, *words: str) -> Any:
-        """What another `ordernumbers` command with the same settings answers."""
+        """Run another `ordernumbers` command with the same settings, and return the JSON that it prints."""
         done = subprocess.run(
             [COMMAND, *words, "--json"],
             env=environment_of(self.settings),
@@ -139,7 +187,7 @@ class Up:
         return json.loads(done.stdout)
 
     def pasted(self, command: str) -> subprocess.CompletedProcess[str]:
-        """What the banner's lines that begin with `command` do when they are pasted into a shell."""
+        """Run the lines of the banner that start with `command`, as if they were pasted into a shell."""
         (lines,) = re.findall(rf"^(?:\S*/)?{command} .*?(?=\n\n)", self.banner, re.DOTALL | re.MULTILINE)
         return subprocess.run(
             ["sh", "-c", lines], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""A call over HTTP/2 frame by frame: what no gRPC library would send, and all that is answered."""
+"""gRPC calls over HTTP/2 frame by frame. They can be wrong in ways that no gRPC library allows."""
 
 import socket
 from contextlib import suppress
@@ -21,8 +21,8 @@ from tests.support.callers import METHOD, TIMEOUT_SECONDS
 
 
 def grpc_headers(port: int, key: str, changed: dict[str, str | bytes | None]) -> list[tuple[str, str | bytes]]:
-    """Those of a proper gRPC call, with some changed, added, or (None) left out."""
-    proper: dict[str, str | bytes | None] = {
+    """The headers of a valid gRPC call, with some changed or added. None removes one."""
+    valid: dict[str, str | bytes | None] = {
         ":method": "POST",
         ":scheme": "http",
         ":path": METHOD,
@@ -31,55 +31,58 @@ def grpc_headers(port: int, key: str, changed: dict[str, str | bytes | None]) ->
         "te": "trailers",
         "authorization": f"Bearer {key}",
     }
-    return [(name, value) for name, value in (proper | changed).items() if value is not None]
+    return [(name, value) for name, value in (valid | changed).items() if value is not None]
 
 
 def framed(message: bytes) -> bytes:
-    """A message as gRPC sends it."""
+    """A message with gRPC's prefix: not compressed, and its length."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 @dataclass
-class Heard:
-    """What came back on one stream."""
+class StreamResponse:
+    """What one stream received."""
 
     headers: dict[str, str] = field(default_factory=dict)
-    """Trailers among them."""
+    """Headers and trailers."""
     data: bytes = b""
     is_reset: bool = False
     has_ended: bool = False
 
-    def hear(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         if isinstance(event, ResponseReceived | TrailersReceived):
             self.headers |= {name.decode(): value.decode() for name, value in event.headers}
         elif isinstance(event, DataReceived):
             self.data += event.data
+        # A reset after the end is normal: a server sends one to stop the rest of a request.
         self.is_reset |= not self.has_ended and isinstance(event, StreamReset | ConnectionTerminated)
         self.has_ended |= self.is_reset or isinstance(event, StreamEnded)
 
 
 class Wire:
-    """A connection on which streams are opened and heard, in any order."""
+    """An HTTP/2 connection whose streams can be started and read in any order."""
 
     def __init__(self, port: int) -> None:
+        # Without these checks h2 lets headers out that are invalid.
         config = H2Configuration(
             validate_outbound_headers=False, normalize_outbound_headers=False, header_encoding=None
         )
         self._connection = H2Connection(config)
         self._connection.initiate_connection()
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
-        self._heard: dict[int, Heard] = {}
+        self._responses: dict[int, StreamResponse] = {}
 
-    def begin(self, headers: list[tuple[str, str | bytes]], *, ends: bool = False) -> int:
+    def start(self, headers: list[tuple[str, str | bytes]], *, ends: bool = False) -> int:
+        """Send the headers on a new stream, and return its number."""
         stream = self._connection.get_next_available_stream_id()
-        self._heard[stream] = Heard()
+        self._responses[stream] = StreamResponse()
         self._connection.send_headers(stream, headers, end_stream=ends)
         self._flush()
         return stream
 
     def send(self, stream: int, data: bytes, *, ends: bool) -> None:
-        """Send data, as fast as the other side takes it and until it has answered."""
-        while data and not self._heard[stream].has_ended:
+        """Send data as flow control allows it, until the stream has ended."""
+        while data and not self._responses[stream].has_ended:
             room = min(self._connection.local_flow_control_window(stream), self._connection.max_outbound_frame_size)
             if room:
                 part, data = data[:room], data[room:]
@@ -92,22 +95,22 @@ class Wire:
         self._connection.send_headers(stream, trailers, end_stream=True)
         self._flush()
 
-    def heard(self, stream: int) -> Heard:
-        """What the stream was answered, from beginning to end."""
-        while not self._heard[stream].has_ended:
+    def response(self, stream: int) -> StreamResponse:
+        """Read until the stream has ended, and return what it received."""
+        while not self._responses[stream].has_ended:
             self._receive()
-        return self._heard[stream]
+        return self._responses[stream]
 
     def _receive(self) -> None:
         try:
             raw = self._socket.recv(65536)
             events = self._connection.receive_data(raw) if raw else [ConnectionTerminated()]
-        except (ConnectionError, ProtocolError):  # cut; or something after its farewell
+        except (ConnectionError, ProtocolError):  # a closed connection, or a frame after GOAWAY
             events = [ConnectionTerminated()]
         for event in events:
-            for stream, heard in self._heard.items():
+            for stream, response in self._responses.items():
                 if isinstance(event, ConnectionTerminated) or getattr(event, "stream_id", None) == stream:
-                    heard.hear(event)
+                    response.add(event)
         with suppress(ConnectionError):
             self._flush()
 

@@ -1,4 +1,4 @@
-"""What every call goes through, around a method of the test's own."""
+"""What every call goes through, around a method of this test."""
 
 import asyncio
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from server.api.orders import PhoneNumberService
-from server.batching import Answer
+from server.batching import Response
 from server.config import Settings
 from server.keys import SCOPES
 from server.rpc.calls import Calls
@@ -17,7 +17,7 @@ from server.store.reads import Principal
 
 
 class Authenticator:
-    """Knows every key, and remembers which were renewed."""
+    """Accepts every key, and counts renewals."""
 
     def __init__(self):
         self.renewed = 0
@@ -29,14 +29,14 @@ class Authenticator:
         self.renewed += 1
 
 
-def call(behaviour, *, is_full=lambda method: False):
-    """Make one call of a method that does `behaviour`: its status, and how often a key was renewed."""
+def call(method, *, is_full=lambda name: False):
+    """Make one call of a method. Return its status, and how often a key was renewed."""
 
     async def work():
         authenticator = Authenticator()
         server = grpc.aio.server()
         calls = Calls(Settings(), authenticator, is_full)
-        server.add_generic_rpc_handlers([calls.handlers(SERVICE, SimpleNamespace(OrderNumbers=behaviour))])
+        server.add_generic_rpc_handlers([calls.handlers(SERVICE, SimpleNamespace(OrderNumbers=method))])
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -51,19 +51,19 @@ def call(behaviour, *, is_full=lambda method: False):
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize("key_seen", [True, False])
-def test_only_a_call_that_read_its_key_prolongs_the_memory_of_it(key_seen):
-    async def answers(request, call):
-        return Answer(b"", key_seen=key_seen)
+@pytest.mark.parametrize("key_is_valid", [True, False])
+def test_only_a_call_that_read_its_key_renews_the_cached_key(key_is_valid):
+    async def method(request, call):
+        return Response(b"", key_is_valid=key_is_valid)
 
-    assert call(answers) == (grpc.StatusCode.OK, int(key_seen))
+    assert call(method) == (grpc.StatusCode.OK, int(key_is_valid))
 
 
 def test_a_full_queue_refuses_its_method_and_no_other():
-    async def answers(request, call):
-        return Answer(b"")
+    async def method(request, call):
+        return Response(b"")
 
     full = PhoneNumberService(SimpleNamespace(is_full=True)).is_full
-    assert call(answers, is_full=full) == (grpc.StatusCode.UNAVAILABLE, 0)
+    assert call(method, is_full=full) == (grpc.StatusCode.UNAVAILABLE, 0)
     assert not full("GetNumber")
     assert not PhoneNumberService(SimpleNamespace(is_full=False)).is_full("OrderNumbers")

@@ -72,7 +72,7 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("GRPC_PORT", "http"),
         ("WORKERS", "0"),
         ("WORKERS", "two"),
-        ("LANES", "17"),
+        ("ORDER_CONNECTIONS", "17"),
         ("BATCH_NUMBERS_MAX", "99"),
         ("QUEUE_ORDERS_MAX", "0"),
         ("RATE_LIMIT_PER_KEY", "0"),
@@ -126,7 +126,8 @@ BARE_PASSWORDS = [
 @pytest.mark.parametrize("password", BARE_PASSWORDS)
 def test_a_url_that_libpq_would_misread_is_refused_without_its_password(refusal, password):
     assert refusal(DATABASE_URL=f"postgresql://someone:{password}@127.0.0.1:1/numbers") == (
-        "DATABASE_URL: is not a URL that PostgreSQL understands. In user and password write @ as %40, / as %2F, % as %25"
+        "DATABASE_URL: is not a URL that PostgreSQL understands. "
+        "In user and password write @ as %40, / as %2F, % as %25"
     )
 
 

@@ -14,12 +14,13 @@ from server.rules.values import (
     Account,
     Campaign,
     Idempotency,
-    Key,
+    KeyGrant,
     Number,
     Order,
     Placed,
     Replayed,
     Retry,
+    Routing,
     State,
     StoredResponse,
 )
@@ -34,7 +35,7 @@ def number(price_micros=1_000_000, assignment_id=None, held_by=None, free_at=Non
     return Number("local", True, False, price_micros, assignment_id, held_by, free_at)
 
 
-def order(*numbers, organization_id=ORGANIZATION, **more):
+def example_order(*numbers, organization_id=ORGANIZATION, **more):
     return Order(
         id=UUID(int=next(_ids)),
         organization_id=organization_id,
@@ -53,7 +54,7 @@ def state(**changes):
             "now": NOW,
             "numbers": {text: number() for text in NUMBERS},
             "accounts": {ORGANIZATION: Account(10_000_000, 5), OTHER: Account(10_000_000, 1)},
-            "keys": {KEY: Key(["numbers:write"], None, None)},
+            "keys": {KEY: KeyGrant(["numbers:write"], None, None)},
             "campaigns": {(ORGANIZATION, CAMPAIGN): Campaign("ACTIVE", "VERIFIED")},
             **changes,
         }
@@ -66,21 +67,23 @@ def refusal(decision):
 
 
 def test_an_order_takes_its_numbers_and_its_money():
-    (placed,) = decide([order(*NUMBERS)], state())
+    (placed,) = decide([example_order(*NUMBERS)], state())
     assert isinstance(placed, Placed)
     assert (placed.total_micros, placed.account) == (3_000_000, Account(7_000_000, 6))
     assert placed.at == NOW
 
 
 def test_later_orders_see_what_earlier_ones_took():
-    first, second, third = decide([order(NUMBERS[0]), order(NUMBERS[0]), order(NUMBERS[1])], state())
+    first, second, third = decide(
+        [example_order(NUMBERS[0]), example_order(NUMBERS[0]), example_order(NUMBERS[1])], state()
+    )
     assert isinstance(first, Placed)
     assert refusal(second)[0] is Code.INSUFFICIENT_INVENTORY
     assert third.account == Account(8_000_000, 7)
 
 
 def test_a_refused_order_takes_nothing():
-    refused, placed = decide([order(NUMBERS[0], "+19999999999"), order(NUMBERS[0])], state())
+    refused, placed = decide([example_order(NUMBERS[0], "+19999999999"), example_order(NUMBERS[0])], state())
     assert refusal(refused)[0] is Code.INSUFFICIENT_INVENTORY
     assert placed.account == Account(9_000_000, 6)
 
@@ -88,7 +91,7 @@ def test_a_refused_order_takes_nothing():
 def test_a_shortage_names_every_number_in_the_order_of_the_request():
     wanted = ("+19999999999", NUMBERS[1], NUMBERS[0], "+18888888888")
     numbers = {NUMBERS[0]: number(assignment_id=KEY), NUMBERS[1]: number()}
-    (refused,) = decide([order(*wanted)], state(numbers=numbers))
+    (refused,) = decide([example_order(*wanted)], state(numbers=numbers))
     assert refused.message == "insufficient inventory: requested 4, available 1"
     assert refused.shortage.available_count == 1
     assert refused.shortage.unavailable == ["+19999999999", NUMBERS[0], "+18888888888"]
@@ -107,27 +110,27 @@ def test_a_shortage_names_every_number_in_the_order_of_the_request():
     ],
 )
 def test_a_number_is_available_when_neither_assigned_nor_in_quarantine_nor_held_for_another(row, is_available):
-    (decision,) = decide([order(NUMBERS[0])], state(numbers={NUMBERS[0]: row}))
+    (decision,) = decide([example_order(NUMBERS[0])], state(numbers={NUMBERS[0]: row}))
     assert isinstance(decision, Placed) is is_available
 
 
 @pytest.mark.parametrize(
     ("key", "code"),
     [
-        (Key(["numbers:write"], None, NOW), Code.UNAUTHORIZED),
-        (Key(["numbers:write"], NOW, None), Code.UNAUTHORIZED),
-        (Key([], NOW, None), Code.UNAUTHORIZED),
-        (Key(["numbers:read"], None, None), Code.FORBIDDEN),
-        (Key([], NOW + timedelta(seconds=1), None), Code.FORBIDDEN),
+        (KeyGrant(["numbers:write"], None, NOW), Code.UNAUTHORIZED),
+        (KeyGrant(["numbers:write"], NOW, None), Code.UNAUTHORIZED),
+        (KeyGrant([], NOW, None), Code.UNAUTHORIZED),
+        (KeyGrant(["numbers:read"], None, None), Code.FORBIDDEN),
+        (KeyGrant([], NOW + timedelta(seconds=1), None), Code.FORBIDDEN),
     ],
 )
 def test_a_key_must_be_valid_and_then_in_scope(key, code):
-    (decision,) = decide([order("+19999999999", campaign_id=OTHER)], state(keys={KEY: key}))
+    (decision,) = decide([example_order("+19999999999", routing=Routing(campaign_id=OTHER))], state(keys={KEY: key}))
     assert refusal(decision) == (code, None)
 
 
 def test_a_key_that_is_gone_is_unauthorized():
-    (decision,) = decide([order()], state(keys={}))
+    (decision,) = decide([example_order()], state(keys={}))
     assert refusal(decision) == (Code.UNAUTHORIZED, None)
 
 
@@ -148,26 +151,28 @@ def test_a_campaign_must_be_ours_active_and_of_a_verified_brand_before_anything_
     campaigns = (
         {(ORGANIZATION, CAMPAIGN): campaign} if campaign else {(OTHER, CAMPAIGN): Campaign("ACTIVE", "VERIFIED")}
     )
-    (decision,) = decide([order("+19999999999", campaign_id=CAMPAIGN)], state(campaigns=campaigns))
+    (decision,) = decide(
+        [example_order("+19999999999", routing=Routing(campaign_id=CAMPAIGN))], state(campaigns=campaigns)
+    )
     assert refusal(decision) == (code, rule and {"campaign_id": rule})
 
 
 @pytest.mark.parametrize("identity_status", ["VERIFIED", "VETTED_VERIFIED"])
 def test_a_verified_brand_may_send(identity_status):
     campaigns = {(ORGANIZATION, CAMPAIGN): Campaign("ACTIVE", identity_status)}
-    (decision,) = decide([order(campaign_id=CAMPAIGN)], state(campaigns=campaigns))
+    (decision,) = decide([example_order(routing=Routing(campaign_id=CAMPAIGN))], state(campaigns=campaigns))
     assert isinstance(decision, Placed)
 
 
 def test_credit_may_be_spent_to_the_last_micro_and_not_beyond():
     enough, short = (state(accounts={ORGANIZATION: Account(balance, 1)}) for balance in (2_000_000, 1_999_999))
-    assert isinstance(decide([order(*NUMBERS[:2])], enough)[0], Placed)
-    assert refusal(decide([order(*NUMBERS[:2])], short)[0]) == (Code.INSUFFICIENT_CREDIT, None)
+    assert isinstance(decide([example_order(*NUMBERS[:2])], enough)[0], Placed)
+    assert refusal(decide([example_order(*NUMBERS[:2])], short)[0]) == (Code.INSUFFICIENT_CREDIT, None)
 
 
 def test_inventory_is_told_before_credit():
     poor = state(accounts={ORGANIZATION: Account(0, 1)})
-    assert refusal(decide([order("+19999999999")], poor)[0])[0] is Code.INSUFFICIENT_INVENTORY
+    assert refusal(decide([example_order("+19999999999")], poor)[0])[0] is Code.INSUFFICIENT_INVENTORY
 
 
 @given(
@@ -191,7 +196,7 @@ def test_a_simple_model_sells_the_same_numbers_to_the_same_buyers(baskets, price
             left[buyer] -= cost
         expected.append(sold)
 
-    orders = [order(*(texts[i] for i in basket), organization_id=buyers[buyer]) for buyer, basket in baskets]
+    orders = [example_order(*(texts[i] for i in basket), organization_id=buyers[buyer]) for buyer, basket in baskets]
     decisions = decide(
         orders,
         state(
@@ -213,17 +218,17 @@ def test_a_simple_model_sells_the_same_numbers_to_the_same_buyers(baskets, price
 
 
 def keyed(*numbers, key="k", asked=b"this", **more):
-    return order(*numbers, idempotency=Idempotency(key, asked), **more)
+    return example_order(*numbers, idempotency=Idempotency(key, asked), **more)
 
 
 def remembering(**changes):
-    return state(stored={(ORGANIZATION, "k"): StoredResponse(b"this", b"answer")}, **changes)
+    return state(stored_responses={(ORGANIZATION, "k"): StoredResponse(b"this", b"answer")}, **changes)
 
 
 def test_what_was_answered_under_a_key_is_answered_again_and_takes_nothing():
     sold = {text: number(assignment_id=KEY) for text in NUMBERS}
     poor = {ORGANIZATION: Account(0, 5)}
-    again, other = decide([keyed(), order(NUMBERS[1])], remembering())
+    again, other = decide([keyed(), example_order(NUMBERS[1])], remembering())
     assert again == Replayed(b"answer")
     assert other.account == Account(9_000_000, 6)
     assert decide([keyed()], remembering(numbers=sold, accounts=poor, campaigns={})) == [Replayed(b"answer")]
@@ -240,8 +245,8 @@ def test_a_key_is_its_organizations_own():
 
 
 def test_a_replay_needs_a_key_that_is_valid_now():
-    revoked = {KEY: Key(["numbers:write"], None, NOW)}
-    unscoped = {KEY: Key(["numbers:read"], None, None)}
+    revoked = {KEY: KeyGrant(["numbers:write"], None, NOW)}
+    unscoped = {KEY: KeyGrant(["numbers:read"], None, None)}
     for keys, code in ((revoked, Code.UNAUTHORIZED), (unscoped, Code.FORBIDDEN)):
         assert refusal(decide([keyed()], remembering(keys=keys))[0])[0] is code
 
@@ -262,12 +267,16 @@ def test_after_a_refusal_a_key_is_free():
 
 def test_of_busy_rows_nothing_is_decided():
     numbers = {NUMBERS[1]: number()}
-    busy = state(numbers=numbers, busy=frozenset({NUMBERS[0], OTHER}))
-    orders = [order(NUMBERS[0], NUMBERS[1]), order(NUMBERS[1], organization_id=OTHER), order(NUMBERS[1])]
+    busy = state(numbers=numbers, locked_elsewhere=frozenset({NUMBERS[0], OTHER}))
+    orders = [
+        example_order(NUMBERS[0], NUMBERS[1]),
+        example_order(NUMBERS[1], organization_id=OTHER),
+        example_order(NUMBERS[1]),
+    ]
     first, second, third = decide(orders, busy)
     assert (first, second) == (Retry(), Retry())
     assert isinstance(third, Placed)
 
 
 def test_a_replay_needs_no_number():
-    assert decide([keyed()], remembering(busy=frozenset(NUMBERS), numbers={})) == [Replayed(b"answer")]
+    assert decide([keyed()], remembering(locked_elsewhere=frozenset(NUMBERS), numbers={})) == [Replayed(b"answer")]

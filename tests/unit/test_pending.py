@@ -1,4 +1,4 @@
-"""The queue of waiting orders, where time passes while it is looked at."""
+"""The queue of pending orders, while time passes during its methods."""
 
 from uuid_utils.compat import uuid7
 
@@ -11,8 +11,8 @@ def pending(organization_id):
     return PendingOrder(order, 0.0, None, None)
 
 
-def test_an_order_whose_time_is_up_while_we_look_is_not_lost(monkeypatch):
-    """Nobody would ever end it: its place in the queue stays taken, and the server does not stop."""
+def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
+    """Otherwise nothing would ever end it, and the server could not stop."""
     queue, orders = Queue(), [pending(organization) for organization in "aabb"]
     for order in orders:
         queue.put(order)

@@ -1,4 +1,4 @@
--- Generated from server/errors.py by `make gen`; never edited. What the edge answers by itself, by status.
+-- Generated from server/errors.py by `make gen`. Do not edit. The errors of the edge itself, by HTTP status.
 return {
   ["400"] = { code = "INVALID_INPUT", message = "malformed request", grpc_status = "3" },
   ["404"] = { code = "NOT_FOUND", message = "not found", grpc_status = "5" },

@@ -26,8 +26,11 @@ if _version_not_supported:
 
 
 class PhoneNumberServiceStub:
-    """Sells phone numbers. Every call carries `authorization: Bearer am_live_…` (metadata over gRPC, a header over REST)
-    and acts only inside the organization that owns the key. A refusal is an ErrorResponse (errors.proto).
+    """Assigns phone numbers to organizations.
+
+    Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
+    key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
+    (errors.proto).
     """
 
     def __init__(self, channel):
@@ -44,17 +47,22 @@ class PhoneNumberServiceStub:
 
 
 class PhoneNumberServiceServicer:
-    """Sells phone numbers. Every call carries `authorization: Bearer am_live_…` (metadata over gRPC, a header over REST)
-    and acts only inside the organization that owns the key. A refusal is an ErrorResponse (errors.proto).
+    """Assigns phone numbers to organizations.
+
+    Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
+    key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
+    (errors.proto).
     """
 
     def OrderNumbers(self, request, context):
-        """Assigns the named numbers to the caller's organization: all of them, or none and nothing has changed. The sum of
-        their prices is taken from the organization's credit in the same transaction.
+        """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
+        from the organization's credit in the same transaction.
 
-        With `idempotency-key` (metadata over gRPC, the header `Idempotency-Key` over REST; 1..255 visible ASCII characters)
-        an order may be sent again: it is carried out once, and its first answer comes again, byte for byte, with
-        `idempotency-replayed: true`. The key belongs to the organization and is kept for a day after a success.
+        An order with an idempotency key can be sent again. It is carried out once, and every later call gets the first
+        response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the metadata
+        `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in double
+        quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key, for
+        at least one day. The same idempotency key with another order is refused. Without one, each call is a new order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,8 +85,11 @@ def add_PhoneNumberServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PhoneNumberService:
-    """Sells phone numbers. Every call carries `authorization: Bearer am_live_…` (metadata over gRPC, a header over REST)
-    and acts only inside the organization that owns the key. A refusal is an ErrorResponse (errors.proto).
+    """Assigns phone numbers to organizations.
+
+    Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
+    key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
+    (errors.proto).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a first start finds to play with: an organization with credit, a key, a brand, a campaign and 1,000 numbers."""
+"""The demo data of a first start: an organization with credit, a key, a brand, a campaign and 1,000 numbers."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, exists, func, select
+from sqlalchemy import Connection, Engine, exists, select
 
 from server import keys
 from server.run.embedded.files import write_private
 from server.store import admin, inventory
-from server.store.tables import api_key, organization, phone_number
+from server.store.tables import api_key, is_available, organization, phone_number
 
 KEY_FILE = "demo.key"
 IDS_FILE = "demo.json"
@@ -24,9 +24,9 @@ SHORT_CODES = [f"+12255{line}" for line in range(10)]
 
 
 def make_demo(engine: Engine, data_dir: Path) -> bool:
-    """See to it that the demo is there and its key works. False where it does not belong: among other organizations.
+    """Create the demo if it does not exist, and replace its key if that does not work.
 
-    The files are written first and the transaction committed last: what they name exists, or is made anew.
+    Returns False, and changes nothing, if the database has other organizations and no demo.
     """
     with engine.begin() as connection:
         organization_id = _organization_of(connection, data_dir / IDS_FILE)
@@ -37,22 +37,23 @@ def make_demo(engine: Engine, data_dir: Path) -> bool:
         if connection.execute(select(exists(select(organization.c.id)))).scalar_one():
             return False
     inventory.import_csv(engine, _csv())
+    # The files are written before the commit. If we are killed between the two, the files name an organization that
+    # does not exist. Then the next start creates the demo again.
     with engine.begin() as connection:
         _make_organization(connection, data_dir)
     return True
 
 
 def available_numbers(engine: Engine, count: int) -> list[str]:
-    """The first of the demo's numbers that nobody has ordered yet, `count` of them or as many as there are."""
-    n = phone_number.c
-    free = n.assignment_id.is_(None) & (func.coalesce(n.free_at, func.clock_timestamp()) <= func.clock_timestamp())
+    """Return the first `count` of the demo's numbers that are available, or fewer if there are not so many."""
+    number = phone_number.c.number
     with engine.connect() as connection:
-        query = select(n.number).where(n.number.in_(LOCAL), free).order_by(n.number).limit(count)
+        query = select(number).where(number.in_(LOCAL), is_available()).order_by(number).limit(count)
         return list(connection.execute(query).scalars())
 
 
 def _organization_of(connection: Connection, ids_file: Path) -> UUID | None:
-    """The organization that the file names, if it is in this database."""
+    """Return the organization that the file names, if it exists in this database."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         named = UUID(json.loads(ids_file.read_text())["organization_id"])
         return connection.execute(select(organization.c.id).where(organization.c.id == named)).scalar_one_or_none()
@@ -62,8 +63,8 @@ def _organization_of(connection: Connection, ids_file: Path) -> UUID | None:
 def _key_works(connection: Connection, organization_id: UUID, key_file: Path) -> bool:
     with suppress(OSError, UnicodeDecodeError):
         digest = keys.digest(key_file.read_text().strip())
-        mine = (api_key.c.organization_id == organization_id) & (api_key.c.digest == digest)
-        return connection.execute(select(exists().where(mine, api_key.c.revoked_at.is_(None)))).scalar_one()
+        ours = (api_key.c.organization_id == organization_id) & (api_key.c.digest == digest)
+        return connection.execute(select(exists().where(ours, api_key.c.revoked_at.is_(None)))).scalar_one()
     return False
 
 
@@ -77,9 +78,9 @@ def _make_organization(connection: Connection, data_dir: Path) -> None:
 
 
 def _make_key(connection: Connection, organization_id: UUID, data_dir: Path) -> UUID:
-    made = admin.create_key(connection, organization_id, keys.SCOPES)
-    write_private(data_dir / KEY_FILE, made.key + "\n")
-    return made.id
+    new = admin.create_key(connection, organization_id, keys.SCOPES)
+    write_private(data_dir / KEY_FILE, new.key + "\n")
+    return new.id
 
 
 def _csv() -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Runs one command and ends it when its own stdin closes: so nothing outlives a parent that died, even by SIGKILL.
+"""Runs one command and stops it when its own stdin closes. So no command outlives our parent, even after SIGKILL.
 
-Started as a script of its own, with nothing but the standard library: it shall be there in milliseconds and never fail.
+This runs as a script, with only the standard library, so that it starts within milliseconds.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TOLD_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def guarded(
@@ -22,10 +22,10 @@ def guarded(
     grace_seconds: float = 10,
     user: tuple[int, int] | None = None,
 ) -> list[str]:
-    """The command line that runs `command` (a full path and arguments) under a guard, as `user` (uid, gid) if given.
+    """Return the command line that runs `command` (a full path and arguments) under a guard, as `user` (uid, gid).
 
     Start it with stdin=PIPE and start_new_session=True. When that pipe closes, or on SIGTERM, the command gets
-    `stop_signal`, and SIGKILL with all its process group after `grace_seconds`. The exit status is the command's own.
+    `stop_signal`. After `grace_seconds` its process group gets SIGKILL. The exit status is that of the command.
     """
     uid, gid = user or (-1, -1)
     options = [str(int(stop_signal)), str(grace_seconds), str(uid), str(gid)]
@@ -33,14 +33,15 @@ def guarded(
 
 
 def main(stop_signal: str, grace_seconds: str, uid: str, gid: str, *command: str) -> int:
-    """Run the command to its end and return its exit status, 128 + the signal's number if a signal ended it."""
-    ordered, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    for number in (*TOLD_TO_STOP, signal.SIGCHLD):
+    """Run the command until it exits. Return its exit status, or 128 + the number of the signal that ended it."""
+    # Python writes each signal's number into this pipe, so that `select` can wait for signals and stdin together.
+    signals_in, signals_out = os.pipe()
+    os.set_blocking(signals_out, False)
+    signal.set_wakeup_fd(signals_out, warn_on_full_buffer=False)
+    for number in (*STOP_SIGNALS, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
     pid = _start(command, int(uid), int(gid))
-    status = _wait(pid, ordered, stop_signal=int(stop_signal), grace_seconds=float(grace_seconds))
+    status = _wait(pid, signals_in, stop_signal=int(stop_signal), grace_seconds=float(grace_seconds))
     _kill_group(pid)
     return status if status >= 0 else 128 - status
 
@@ -52,14 +53,14 @@ def _start(command: tuple[str, ...], uid: int, gid: int) -> int:
         return pid
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*TOLD_TO_STOP, signal.SIGCHLD, signal.SIGPIPE):
+        for number in (*STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
         if uid >= 0:
             os.setgroups([])
             os.setgid(gid)
             os.setuid(uid)
-        _die_with_parent(guard)  # after setuid, which forgets it
+        _kill_when_guard_dies(guard)  # after setuid, which resets it
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execv(command[0], command)  # noqa: S606
     except OSError as error:
@@ -68,35 +69,38 @@ def _start(command: tuple[str, ...], uid: int, gid: int) -> int:
         os._exit(127)
 
 
-def _die_with_parent(parent: int) -> None:
-    """SIGKILL for this process when the guard dies without having ended it (Linux only)."""
+def _kill_when_guard_dies(guard: int) -> None:
+    """Let the kernel send SIGKILL to this process when the guard dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != guard:  # it died before prctl
         os._exit(127)
 
 
-def _wait(pid: int, ordered: int, *, stop_signal: int, grace_seconds: float) -> int:
-    lifeline = sys.stdin.fileno()
-    watched, kill_at = [lifeline, ordered], None
+def _wait(pid: int, signals_in: int, *, stop_signal: int, grace_seconds: float) -> int:
+    """Wait until the command exits, and stop it when stdin closes or a stop signal arrives."""
+    stdin = sys.stdin.fileno()
+    watched, kill_at = [stdin, signals_in], None
     while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
+        exited, status = os.waitpid(pid, os.WNOHANG)
+        if exited:
             return os.waitstatus_to_exitcode(status)
         if kill_at is not None and time.monotonic() >= kill_at:
             _kill_group(pid)
         ready, _, _ = select.select(watched, [], [], None if kill_at is None else 1)
-        signals = os.read(ordered, 512) if ordered in ready else b""
-        parent_died = lifeline in ready and not os.read(lifeline, 512)
+        signals = os.read(signals_in, 512) if signals_in in ready else b""
+        parent_died = stdin in ready and not os.read(stdin, 512)
         if parent_died:
-            watched.remove(lifeline)
-        if kill_at is None and (parent_died or any(number in signals for number in TOLD_TO_STOP)):
+            # A closed stdin is always readable, so `select` would no longer wait.
+            watched.remove(stdin)
+        if kill_at is None and (parent_died or any(number in signals for number in STOP_SIGNALS)):
             os.kill(pid, stop_signal)
             kill_at = time.monotonic() + grace_seconds
 
 
 def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody left; macOS says the latter of a group of zombies
+    # The group may be gone. For a group of zombies, macOS raises PermissionError.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""The log of another process, kept short. That process only ever appends, so the file is emptied under its hands."""
+"""The log file of another process, kept short while that process appends to it."""
 
 import os
 import shutil
@@ -10,49 +10,51 @@ from typing import IO, Any
 from server.run.embedded.files import open_private
 
 LOG_BYTES_MAX = 10_000_000
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 class LogFile:
-    """A file to append to. Once it is longer than LOG_BYTES_MAX its end moves to a second file, `….1`, and it is empty.
+    """A log file to append to. When it exceeds LOG_BYTES_MAX, its end moves to a second file, `….1`.
 
-    So both together hold twice that, and what is written between two looks.
+    Both files together hold twice that, plus what is written between two checks.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._done = threading.Event()
-        self._watch: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def open(self) -> IO[Any]:
-        """To append to; until `close` it is kept short."""
+        """Open the file for appending, and keep it short until `close`."""
         file = open_private(self._path, "ab")
-        self._done.clear()
-        self._watch = threading.Thread(target=self._keep_short, daemon=True)
-        self._watch.start()
+        self._closed.clear()
+        self._thread = threading.Thread(target=self._keep_short, daemon=True)
+        self._thread.start()
         return file
 
     def close(self) -> None:
-        if self._watch:
-            self._done.set()
-            self._watch.join()
-            self._watch = None
+        """Stop keeping the file short."""
+        if self._thread:
+            self._closed.set()
+            self._thread.join()
+            self._thread = None
 
     def last_lines(self, count: int) -> str:
-        """The last lines, for whoever asks what went wrong."""
+        """Return the last lines, for an error message."""
         return "\n".join(self._path.read_text(errors="replace").splitlines()[-count:])
 
     def _keep_short(self) -> None:
-        while not self._done.wait(LOOK_SECONDS):
-            with suppress(OSError):  # a full disk, say: the log goes on all the same
+        while not self._closed.wait(CHECK_SECONDS):
+            with suppress(OSError):  # for example a full disk, which must not stop the checks
                 if self._path.stat().st_size > LOG_BYTES_MAX:
                     self._rotate()
 
     def _rotate(self) -> None:
-        """Lines that are written between the copy and the truncation are lost; a log may be so."""
         earlier = self._path.with_name(f"{self._path.name}.1")
-        earlier.unlink(missing_ok=True)  # it may be root's, and we may not be
+        # If root created it, another user cannot open it, but can remove it.
+        earlier.unlink(missing_ok=True)
         with self._path.open("r+b") as log, open_private(earlier, "wb") as copy:
             log.seek(-LOG_BYTES_MAX, os.SEEK_END)
             shutil.copyfileobj(log, copy)
+            # The writer has the file open, so it cannot be renamed. Lines written since the copy are lost.
             log.truncate(0)

@@ -1,6 +1,6 @@
-"""Brings a database to the newest schema, step by step (Alembic); the steps are in versions/.
+"""Brings a database to the newest schema with Alembic. The migrations are in versions/.
 
-docs/upgrades.md says which versions of the program and of the schema go together.
+docs/upgrades.md lists which versions of the program run on which versions of the schema.
 """
 
 import time
@@ -17,57 +17,56 @@ from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
 
-ONE_AT_A_TIME = 6_733_663  # the advisory lock that two upgrades contend for
+UPGRADE_LOCK = 6_733_663
+"""The advisory lock that an upgrade takes, so that two never run at the same time."""
 LOCK_TIMEOUT_MS = 300
-"""How long a step waits for a table. Whoever else wants the table, such as every sale, waits as long behind it."""
+"""How long an upgrade waits for a table. Orders that need the same table wait behind it as long."""
 PAUSE_SECONDS = 1.0
-"""Between two tries, so that sales get on with their work."""
+"""The pause between two tries. Orders can run in it."""
 UPGRADE_SECONDS_MAX = 60.0
-"""How long an upgrade is tried again and again."""
+"""How long an upgrade is retried."""
 
-MIGRATE = "the database does not have this version's schema: run `ordernumbers db upgrade`"
-NEWER = (
-    "the database is newer than this version of the program: its schema is {current}, and this version knows none"
-    " after {newest}; run a newer version"
+NOT_UPGRADED = "the database does not have this version's schema: run `ordernumbers db upgrade`"
+TOO_NEW = (
+    "the database is newer than this version of the program (its schema is {current}, this version knows schemas"
+    " up to {newest}): run a newer version"
 )
 IN_USE = (
-    f"other transactions kept tables in use for {UPGRADE_SECONDS_MAX:.0f} s, so nothing was changed: "
-    "run it again when the oldest one in pg_stat_activity has ended"
+    f"other transactions used the tables for {UPGRADE_SECONDS_MAX:.0f} s, so nothing was changed: "
+    "run it again after the oldest transaction in pg_stat_activity has ended"
 )
 NOT_UTF8 = (
-    "the database's encoding is {encoding}, and it must be UTF8: make another one with "
-    "`CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`, and name that one in DATABASE_URL"
+    "the database's encoding is {encoding}, but it must be UTF8: create a database with "
+    "`CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`, and set DATABASE_URL to it"
 )
 
 
 def newest() -> str:
-    """The revision that this code expects."""
+    """Return the revision that this code expects."""
     return cast(str, _scripts().get_current_head())
 
 
 def current(engine: Engine) -> str | None:
-    """The revision the database is at; None for an empty one."""
+    """Return the revision of the database, None if it is empty."""
     with engine.connect() as connection:
         return _current(connection)
 
 
 def require(engine: Engine) -> None:
-    """Raises OperatorError with what to do, unless this version can run on the database's schema as it is now.
-
-    A newer schema is one it can run on if that says so: by the oldest revision whose code may.
-    """
+    """Raise OperatorError with what to do, unless this version can run on the schema of the database."""
     with engine.connect() as connection:
         revision = _current(connection)
         if revision is None or (revision != newest() and _is_known(revision)):
-            raise OperatorError(MIGRATE)
+            raise OperatorError(NOT_UPGRADED)
+        # A newer schema names the oldest revision whose code may run on it. If we know that one, we may.
         if not _is_known(revision) and not _is_known(_oldest(connection)):
-            raise OperatorError(NEWER.format(current=revision, newest=newest()))
+            raise OperatorError(TOO_NEW.format(current=revision, newest=newest()))
 
 
 def upgrade(engine: Engine) -> None:
-    """Apply what is missing, in one transaction: it happens wholly or not at all.
+    """Apply all missing migrations in one transaction.
 
-    Raises OperatorError when the database is newer than this code, is not UTF8, or is in use for too long.
+    Raises OperatorError if the database is newer than this code, is not UTF8, or is in use for too long.
     """
     deadline = time.monotonic() + UPGRADE_SECONDS_MAX
     while not _is_upgraded(engine):
@@ -77,11 +76,12 @@ def upgrade(engine: Engine) -> None:
 
 
 def _is_upgraded(engine: Engine) -> bool:
-    """Try it once; False when another transaction was in the way."""
+    """Try once. False if another transaction held a lock that we need."""
     try:
         with engine.begin() as connection:
             _upgrade(connection)
     except DBAPIError as error:
+        # A deadlock is possible because other transactions may lock the tables in another order.
         if isinstance(error.orig, LockNotAvailable | DeadlockDetected):
             return False
         raise
@@ -92,11 +92,13 @@ def _upgrade(connection: Connection) -> None:
     encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
     if encoding != "UTF8":
         raise OperatorError(NOT_UTF8.format(encoding=encoding))
+    # This comes first: the wait for another upgrade is limited too.
     connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ONE_AT_A_TIME})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+    # Read under the lock: another upgrade may just have ended.
     revision = _current(connection)
     if revision is not None and not _is_known(revision):
-        raise OperatorError(NEWER.format(current=revision, newest=newest()))
+        raise OperatorError(TOO_NEW.format(current=revision, newest=newest()))
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -121,6 +123,7 @@ def _is_known(revision: str | None) -> bool:
 
 
 def _oldest(connection: Connection) -> str | None:
-    """The oldest revision whose code may run on this schema; each migration since 0003 writes it down."""
+    """Return the oldest revision whose code may run on this schema. Each migration since 0003 stores it."""
+    # The comment on Alembic's table, because the table itself has only Alembic's columns.
     query = "SELECT obj_description('alembic_version'::regclass, 'pg_class')"
     return cast(str | None, connection.execute(text(query)).scalar_one())

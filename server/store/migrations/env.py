@@ -1,4 +1,4 @@
-"""Alembic's entry: it runs on the connection that `upgrade` gives it."""
+"""Alembic runs this file. It uses the connection that `upgrade` passes to it."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The sale: organizations with keys, brands, campaigns and credit; the inventory; orders, assignments, the ledger."""
+"""Creates organizations with keys, brands and campaigns, the inventory, orders, assignments and the ledger."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Idempotency keys: the answers to orders that may be sent again."""
+"""Creates idempotency keys. Each stores the response to its order, for a client that sends the order again."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""An order keeps how many numbers it is of, and an assignment what its number cost."""
+"""Adds the count of numbers to orders, and the price of the number to assignments."""
 
 from pathlib import Path
 

@@ -1,9 +1,8 @@
-"""Envoys of a test's own: with servers that misbehave on purpose, or with none."""
+"""Envoys for one test, in front of servers that misbehave on purpose, or in front of no server."""
 
 import asyncio
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from server.config import Settings
 from server.run import edge
 from server.run.edge import envoy_command, is_ready, write_config
 from server.run.envoy_admin import ask
+from tests.support.stack import wait_until
 
 SERVICE = "ordernumbers.v1.PhoneNumberService"
 START_SECONDS_MAX = 20
@@ -29,43 +29,39 @@ START_SECONDS_MAX = 20
 def running_edge(settings: Settings) -> Iterator[subprocess.Popen]:
     """An Envoy that listens. Its logs are in its data folder."""
     command = [*envoy_command(settings, write_config(settings)), "--concurrency", "1"]
+    log_path = settings.data_dir / "envoy.log"
     with (
         (settings.data_dir / "access.log").open("wb") as access_log,
-        (settings.data_dir / "envoy.log").open("wb") as log,
+        log_path.open("wb") as log,
         subprocess.Popen(command, stdout=access_log, stderr=log) as envoy,
     ):
         try:
-            wait_until(lambda: listens(settings, envoy))
+            wait_until(
+                lambda: asyncio.run(edge.listens(settings)),
+                seconds_max=START_SECONDS_MAX,
+                is_hopeless=lambda: envoy.poll() is not None,
+                report=log_path.read_text,
+            )
             yield envoy
         finally:
             envoy.kill()
 
 
-def listens(settings: Settings, envoy: subprocess.Popen) -> bool:
-    assert envoy.poll() is None, (settings.data_dir / "envoy.log").read_text()
-    return asyncio.run(edge.listens(settings))
-
-
-def wait_until(happened) -> None:
-    until = time.monotonic() + START_SECONDS_MAX
-    while not happened():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def wait_until_ready(settings: Settings) -> None:
-    wait_until(lambda: asyncio.run(is_ready(settings)))
+    wait_until(lambda: asyncio.run(is_ready(settings)), seconds_max=START_SECONDS_MAX)
 
 
 def access_log(settings: Settings, count: int) -> list[dict]:
-    """The lines of the access log, once there are so many: Envoy writes them behind the answers."""
+    """Wait for `count` lines of the access log, and return all that are there."""
     path = settings.data_dir / "access.log"
-    wait_until(lambda: path.read_text().count("\n") >= count)
+    # Envoy writes a line after it has sent the response.
+    wait_until(lambda: path.read_text().count("\n") >= count, seconds_max=START_SECONDS_MAX)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def stat(settings: Settings, name: str) -> int:
-    """One of Envoy's counters, which its threads bring together every few seconds and on request."""
+    """The value of one of Envoy's counters or gauges. There must be one of that name."""
+    # Envoy's threads add up their counters every few seconds, and when they are asked for.
     stats = json.loads(ask(settings, "GET", f"/stats?format=json&filter=^{name}$"))["stats"]
     (found,) = [each["value"] for each in stats if "name" in each]
     return found
@@ -73,7 +69,7 @@ def stat(settings: Settings, name: str) -> int:
 
 @contextmanager
 def running_server(port: int, behaviour) -> Iterator[None]:
-    """A gRPC server that is SERVING, whose OrderNumbers does what `behaviour(request, context)` does."""
+    """A gRPC server that is SERVING. Its OrderNumbers returns `behaviour(request, context)`."""
 
     class Servicer(PhoneNumberServiceServicer):
         def OrderNumbers(self, request, context):  # noqa: N802
@@ -82,6 +78,7 @@ def running_server(port: int, behaviour) -> Iterator[None]:
     healthy = health.HealthServicer()
     healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     with ThreadPoolExecutor(8) as threads:
+        # Without this option two servers could share a port by mistake.
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0)])
         add_PhoneNumberServiceServicer_to_server(Servicer(), server)
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -94,5 +91,5 @@ def running_server(port: int, behaviour) -> Iterator[None]:
 
 
 def sell(request: OrderNumbersRequest, context: grpc.ServicerContext) -> OrderNumbersResponse:
-    """The behaviour of a good server."""
+    """The behaviour of a server that places every order."""
     return OrderNumbersResponse(success=True, data=[PhoneNumber(number=number) for number in request.numbers])

