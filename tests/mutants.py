@@ -32,6 +32,8 @@ CONNECTION, ORDER_CONNECTION = "server/store/connection.py", "server/order_conne
 PENDING, SQL = "server/pending.py", "server/store/sql/order.sql"
 TRANSACTION = "tests/store/test_order_transaction.py"
 BATCHES = "tests/store/test_batching.py"
+KEYS, UNKNOWN = "tests/store/test_idempotency_keys.py", "tests/store/test_unknown_outcomes.py"
+RETRY_CONNECTIONS = "tests/store/test_retry_connections.py"
 FAILOVER = "tests/store/test_failover.py"
 RETRIES = "tests/store/test_retries.py"
 SORTED_NUMBERS = "WHERE number = ANY (:'numbers'::text[])\nORDER BY number\nFOR NO KEY UPDATE;"
@@ -83,8 +85,8 @@ MUTANTS = (
         "shortage=Shortage(available, unavailable[:1]),",
         "tests/contract/test_contract.py",
     ),
-    Mutant("an unknown outcome is not looked up", ORDERS, 'if sent and results["found"].rows:', "if False:", BATCHES),
-    Mutant("a claimed key is not released", ORDERS, "if is_claimed else []", "if False else []", BATCHES),
+    Mutant("an unknown outcome is not looked up", ORDERS, 'if sent and results["found"].rows:', "if False:", UNKNOWN),
+    Mutant("a claimed key is not released", ORDERS, "if is_claimed else []", "if False else []", KEYS),
     Mutant("503 for an order that may have been carried out", PENDING, "self.stage = Stage.RUNNING", "pass", BATCHES),
     Mutant(
         "503 from the edge for an order that may have been carried out",
@@ -98,7 +100,7 @@ MUTANTS = (
         SQL,
         "WHERE wanted.key IS NULL\n      OR NOT EXISTS (",
         "WHERE true\n      OR NOT EXISTS (",
-        BATCHES,
+        KEYS,
     ),
     Mutant(
         "an order is sent after its caller has a response",
@@ -142,7 +144,7 @@ MUTANTS = (
         BATCHING,
         "self._queue.take_without(self._numbers)",
         "self._queue.take_without(set())",
-        BATCHES,
+        RETRY_CONNECTIONS,
     ),
     Mutant(
         "synchronous_commit stays off",

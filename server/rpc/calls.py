@@ -85,6 +85,7 @@ class Calls:
     def _responder(self, descriptor: MethodDescriptor, method: Method) -> Callable[..., Awaitable[bytes]]:
         name, scope = descriptor.full_name, required_scope(descriptor)
         request_class = GetMessageClass(descriptor.input_type)
+        violations(request_class())  # raises now if it has a field that cannot be checked
 
         async def respond(context: Context, metadata: Metadata, by_name: Values, record: CallRecord) -> bytes:
             ends = record.started + self._timeout_seconds(context)

@@ -90,7 +90,7 @@ def _tls(certificate: Path, key: Path) -> Config:
 def _set_http(http: Config, settings: Settings) -> None:
     filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
     if settings.tls_cert:
-        filters["every_answer"]["mutations"]["response_mutations"].append(HSTS)
+        filters["every_response"]["mutations"]["response_mutations"].append(HSTS)
     for name in ("edge", "body"):
         filters[name]["default_source_code"]["filename"] = str(EDGE / f"{name}.lua")
         filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]

@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from server.config import Settings
 from server.store.engine import APPLICATION
-from server.store.statements import BoundStatement, Statement, load
+from server.store.statements import BoundStatement, Statement, load, milliseconds
 
 IDLE_CHECK_SECONDS_MAX = 1.0
 """Longest time to test an idle connection. A call that arrives meanwhile waits for the result."""
@@ -114,8 +114,8 @@ def _conninfo(url: str, settings: Settings) -> str:
 def _session(settings: Settings) -> dict[str, str]:
     """The session's settings. The database may have other defaults, and an order must not depend on them."""
     return {
-        "statement_timeout": f"{settings.transaction_max_ms}ms",
-        "idle_in_transaction_session_timeout": f"{settings.idle_in_transaction_timeout_ms}ms",
+        "statement_timeout": milliseconds(settings.transaction_max_ms),
+        "idle_in_transaction_session_timeout": milliseconds(settings.idle_in_transaction_timeout_ms),
         # Every statement reads a few rows of a large table by key, so an index nested loop is always right.
         # The planner might not know it: the tables may have been empty when a plan was made.
         "enable_seqscan": "off",

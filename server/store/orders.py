@@ -27,7 +27,7 @@ from server.rules.values import (
     StoredResponse,
 )
 from server.store.connection import DatabaseAway, PipelinedConnection, Result
-from server.store.statements import BoundStatement, JsonRows, Statement, array, load
+from server.store.statements import BoundStatement, JsonRows, Statement, array, load, milliseconds
 
 BEGIN, COMMIT = load("session", "begin"), load("session", "commit")
 LIMIT_TRANSACTION = load("order", "limit_transaction")
@@ -102,12 +102,9 @@ class Limits(NamedTuple):
 
     def statement(self) -> BoundStatement:
         return LIMIT_TRANSACTION(
-            lock_timeout=_milliseconds(self.lock_seconds), statement_timeout=_milliseconds(self.statement_seconds)
+            lock_timeout=milliseconds(self.lock_seconds * 1000),
+            statement_timeout=milliseconds(self.statement_seconds * 1000),
         )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{max(1, int(seconds * 1000))}ms"  # 0 would mean no limit
 
 
 class OutcomeUnknown(Exception):

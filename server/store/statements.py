@@ -79,6 +79,11 @@ class JsonRows:
         return _to_json([dict(zip(self.columns, values, strict=True)) for values in map(self._values, rows)])
 
 
+def milliseconds(ms: float) -> str:
+    """PostgreSQL's text for a duration. At least 1 ms, because 0 would mean no limit."""
+    return f"{max(1, int(ms))}ms"
+
+
 def array(texts: Collection[str]) -> str:
     """PostgreSQL's text for an array of texts that hold no quote or backslash: each once, and sorted."""
     return '{"' + '","'.join(sorted(set(texts))) + '"}' if texts else "{}"

@@ -19,7 +19,8 @@ from server.store.connection import DatabaseAway, PipelinedConnection, connect
 from server.store.engine import admin_engine
 from server.store.orders import Limits
 from server.store.reads import Reader
-from tests.store.test_batching import assigned, outcome, run
+from tests.store.test_unknown_outcomes import assigned
+from tests.support.batcher import outcome, run
 from tests.support.customer import Customer
 from tests.support.orders import order_of
 from tests.support.proxy import AFTER_COMMIT, BEFORE_BEGIN, Proxy

