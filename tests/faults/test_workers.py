@@ -25,7 +25,7 @@ def settings(open_path, database):
 @pytest.fixture
 def serve(settings, open_path):
     with Up(settings, open_path / "serve", command="serve") as serve:
-        wait_until(lambda: "serving on" in serve.logs)
+        serve.until_logged("serving on")
         yield serve
 
 
@@ -63,7 +63,7 @@ def test_a_worker_whose_grpc_server_ended_is_replaced_and_logs_no_secret(serve, 
     """A path that is not UTF-8 ends grpcio's server. Envoy escapes such paths, so only a direct caller can send one."""
     with Wire(settings.grpc_port) as wire:
         wire.response(wire.start(grpc_headers(settings.grpc_port, "x", {":path": b"/am_live_secret\xa0"}), ends=True))
-    wait_until(lambda: "exited with status 0, restarting it" in serve.logs)
+    serve.until_logged("exited with status 0, restarting it")
     wait_until(lambda: is_serving(f"127.0.0.1:{settings.grpc_port}"))
     assert "secret" not in serve.logs
 
@@ -83,7 +83,7 @@ def test_workers_end_when_their_parent_is_killed(serve):
 
 def test_a_frozen_worker_is_killed_after_the_drain(settings, open_path):
     with Up(settings.model_copy(update={"drain_ms": 0, "deadline_max_ms": 500}), open_path, command="serve") as serve:
-        wait_until(lambda: "serving on" in serve.logs)
+        serve.until_logged("serving on")
         frozen = workers(serve)[0]
         os.kill(frozen.pid, signal.SIGSTOP)
         assert serve.stop() == 0

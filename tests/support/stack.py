@@ -143,12 +143,14 @@ class Up:
 
     def until_ready(self) -> "Up":
         """Wait until the whole banner is printed."""
-        wait_until(
-            lambda: "The logs follow." in self.banner,
-            is_hopeless=lambda: self.parent.poll() is not None,
-            report=lambda: self.logs,
-        )
+        self._wait_until(lambda: "The logs follow." in self.banner)
         return self
+
+    def until_logged(self, text: str) -> None:
+        self._wait_until(lambda: text in self.logs)
+
+    def _wait_until(self, happened: Callable[[], bool]) -> None:
+        wait_until(happened, is_hopeless=lambda: self.parent.poll() is not None, report=lambda: self.logs)
 
     def until_ended(self) -> int:
         """Wait until it has ended. Return its exit status, or 128 + the number of the signal that ended it."""
