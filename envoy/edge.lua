@@ -223,7 +223,8 @@ end
 -- After any other reason the order may have been carried out. Then 503 would be wrong, because clients and proxies
 -- repeat a call by themselves after 503.
 local NOT_STARTED = { "connection failure", "connection timeout", "overflow", "refused stream" }
-local function may_have_started(text)
+local function may_have_started(status, text)
+  if status ~= "503" and status ~= "502" then return false end
   local reason = text:match("reset reason: (.*)")
   if not reason then return false end
   for _, not_started in ipairs(NOT_STARTED) do
@@ -262,7 +263,7 @@ local function finish_error(h, meta)
   local ours = error_response_in(text)
   if ours then
     status = status_from_server(h, headers) or status
-  elseif status == "503" and may_have_started(text) then
+  elseif may_have_started(status, text) then
     status = "504"
   elseif not ERRORS[status] then
     status = meta.early and "400" or "500"   -- what Envoy refuses before any filter runs is not valid HTTP
@@ -283,7 +284,7 @@ end
 -- server does.
 local function finish_grpc_error(headers)
   local status = headers:get(LOCAL_STATUS)
-  if status == "503" and may_have_started(headers:get("grpc-message") or "") then status = "504" end
+  if may_have_started(status, headers:get("grpc-message") or "") then status = "504" end
   if status and status ~= "404" then set_grpc_status(headers, ERRORS[status] or ERRORS["500"]) end
 end
 

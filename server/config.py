@@ -1,4 +1,4 @@
-"""The settings, and the only reader of the environment. Every limit is here. Durations end in `_ms`."""
+"""The settings, the limits of the contract, and the only reader of the environment. Durations end in `_ms`."""
 
 import os
 import re
@@ -69,9 +69,9 @@ class Settings(BaseSettings):
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
     """The same per client address (IPv6: per /64). A load balancer counts as one address."""
     edge_connections_max: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
-    """Open connections per edge. Above half of it idle ones close sooner. Above all of it new ones close at once."""
+    """Open connections per edge. Above half of it idle ones close sooner. At the limit new ones close at once."""
     edge_memory_mb_max: Annotated[int, Field(ge=128, le=1_048_576)] = 1024
-    """Memory of one edge, in MiB. Above 60 % the largest calls are reset. Above 90 % new calls are refused."""
+    """Memory of one edge, in MiB. Above 60 % the largest calls are reset, and above 90 % new ones are refused."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Server processes, with one port each."""
@@ -84,17 +84,17 @@ class Settings(BaseSettings):
     retry_connections: Annotated[int, Field(ge=1, le=16)] = 2
     """Database connections per worker for orders that their batch could not carry out. One order per transaction."""
     batch_linger_ms: Annotated[int, Field(ge=0, le=1000)] = 10
-    """How long a batch waits to be as large as the one before. A single order never waits."""
-    queue_orders_max: Count = 2000
-    """Orders that may wait in one worker. It refuses more with UNAVAILABLE."""
+    """How long a batch waits to be as large as the one before. It does not wait after a batch of one order."""
+    orders_in_progress_max: Count = 2000
+    """Orders in progress in one worker, waiting or running. It refuses more with UNAVAILABLE."""
     unsettled_commits_max: Count = 8
     """Unanswered COMMITs per worker that may still run in the database. At this many it refuses all orders."""
-    idempotency_ms: Annotated[int, Field(ge=3_600_000, le=31_536_000_000)] = 86_400_000
-    """How long the response to an order is kept under its idempotency key, at least."""
+    idempotency_ms: Annotated[int, Field(ge=86_400_000, le=31_536_000_000)] = 86_400_000
+    """How long the response to an order is kept under its idempotency key. At least one day."""
     key_cache_ms: Annotated[int, Field(ge=0, le=2000)] = 2000
     """How long a worker caches an API key. The transaction of a sale always reads it again."""
-    new_keys_per_second: Count = 500
-    """Keys not seen valid before that a worker looks up per second. It refuses more with RATE_LIMITED."""
+    unknown_keys_per_second: Count = 500
+    """Look-ups per second and worker of keys that it has not found valid yet. It refuses more with RATE_LIMITED."""
     deadline_max_ms: Annotated[int, Field(ge=1, le=300_000)] = 30_000
     """Longest time for any call, whatever deadline its caller sets."""
     rest_deadline_ms: Annotated[int, Field(gt=100, le=300_000)] = 5000
@@ -104,11 +104,11 @@ class Settings(BaseSettings):
     transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
     """Longest time for the transaction of an order."""
     idle_in_transaction_timeout_ms: Count = 5000
-    """When PostgreSQL ends the transaction of a frozen worker, which frees its rows."""
+    """How long a worker may be frozen in a transaction before PostgreSQL ends it, which frees its rows."""
     connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000
     """Longest time to connect to one host of the database URL. Whole seconds."""
     drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000
-    """How long a stopping worker still serves calls after it reports NOT_SERVING."""
+    """How long a stopping worker or edge still accepts calls. Also the pause between two workers at SIGHUP."""
 
     @field_validator("data_dir", "tls_cert", "tls_key")
     @classmethod
@@ -153,10 +153,27 @@ def _is_understood(url: str) -> bool:
     return _DATABASE_URL.fullmatch(url) is not None
 
 
+def variable_of(setting: str) -> str:
+    """The environment variable of a setting."""
+    return "DATABASE_URL" if setting.upper() == "DATABASE_URL" else PREFIX + setting.upper()
+
+
+def host_and_port(host: IPv4Address | IPv6Address, port: int) -> str:
+    """`127.0.0.1:8080`, `[::1]:8080`."""
+    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
+
+
+def reachable(host: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Where this machine reaches what listens on that address: loopback for the unspecified one."""
+    if not host.is_unspecified:
+        return host
+    return IPv4Address("127.0.0.1") if host.version == 4 else IPv6Address("::1")
+
+
 @cache
 def settings() -> Settings:
     """The settings of this process. Raises OperatorError that names the first unknown one, or all wrong ones."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} - {PREFIX + "DATABASE_URL"}
+    known = {variable_of(name) for name in Settings.model_fields} - {"DATABASE_URL"}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise OperatorError(f"{unknown[0]} is not a setting. The settings are DATABASE_URL, {', '.join(sorted(known))}")
@@ -168,6 +185,5 @@ def settings() -> Settings:
 
 def _problem(error: Any) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
-    variable = name if name == "DATABASE_URL" else PREFIX + name.upper() if name else ""
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{variable}: {reason}" if variable else reason
+    return f"{variable_of(name)}: {reason}" if name else reason

@@ -40,7 +40,7 @@ class ErrorSpec(NamedTuple):
     http_status: int
     message: str
     retry_seconds: int | None = None
-    """When the same request may be sent again. None: the request must change first."""
+    """The `Retry-After` header, in seconds. None: no such header."""
 
 
 ERRORS: Mapping[Code, ErrorSpec] = {

@@ -34,7 +34,7 @@ CLOSE_AFTER_SECONDS = 0.5
 
 
 class UnsettledCommits:
-    """Server processes whose COMMIT we no longer wait for. They may still hold its locks.
+    """PostgreSQL backends whose COMMIT we no longer wait for. They may still hold its locks.
 
     A COMMIT that waits for a standby does not end with its connection.
     """
@@ -88,7 +88,7 @@ class OrderConnection:
                 if isinstance(error, OutcomeUnknown):
                     self._note_unknown(connection, running, error)
                 for pending in running:
-                    pending.rolled_back()
+                    pending.note_rollback()
                 await self._recover(connection, error)
                 raise
 
@@ -129,7 +129,7 @@ class OrderConnection:
         sent = {placed.order.id: placed for placed in error.placed}
         for pending in running:
             if placed := sent.get(pending.order.id):
-                pending.unconfirmed(placed)
+                pending.note_unknown(placed)
 
     async def _recover(self, connection: PipelinedConnection, error: BaseException) -> None:
         """Roll back, or close the connection so that the next attempt opens another."""

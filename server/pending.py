@@ -61,19 +61,19 @@ class PendingOrder:
         return self.stage is not Stage.RESPONDED and not self.decision.done() and left > SEND_SECONDS_MIN
 
     def begin(self) -> bool:
-        """Whether a transaction may send it. There must be no `await` between this and the sending."""
+        """Note that a transaction sends it now. False if it must not. There must be no `await` before the sending."""
         if not self.is_wanted:
             return False
         if self.stage is not Stage.UNCONFIRMED:
             self.stage = Stage.RUNNING
         return True
 
-    def rolled_back(self, stage: Stage = Stage.QUEUED) -> None:
+    def note_rollback(self, stage: Stage = Stage.QUEUED) -> None:
         """Note that the attempt has left nothing in the database."""
         if self.stage not in (Stage.RESPONDED, Stage.UNCONFIRMED):
             self.stage = stage
 
-    def unconfirmed(self, sent: Placed) -> None:
+    def note_unknown(self, sent: Placed) -> None:
         """Note that the attempt may have written `sent`."""
         self.sent = sent
         if self.stage is not Stage.RESPONDED:

@@ -1,4 +1,4 @@
-"""What a method knows about its call beside the request."""
+"""What a method knows about its call besides the request."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Orders: from protobuf to the domain. rpc/calls.py has done before what every call needs."""
+"""Orders: from protobuf to the domain. rpc/calls.py has already done what every call needs."""
 
 import json
 from hashlib import sha256

@@ -20,6 +20,7 @@ from server.store.engine import in_transaction as run_in_transaction
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print results and errors as JSON.")]
+JsonErrors = Annotated[bool, typer.Option("--json", help="Print errors as JSON.")]
 OrganizationId = Annotated[UUID, typer.Argument(metavar="ORG_ID", help="The organization's id.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"1 to {admin.TEXT_CHARS_MAX} characters.")]
 

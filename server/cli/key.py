@@ -18,7 +18,7 @@ app = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 @app.command("create")
 def create(
     org_id: OrganizationId,
-    scope: Annotated[list[str], typer.Option(help=f"{' or '.join(SCOPES)}. Repeat the option for both.")],
+    scope: Annotated[list[str], typer.Option(help=f"{' or '.join(SCOPES)}. Repeat the option for several.")],
     expires_in: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Like 90d. Units: s, m, h, d, w. Default: never.")
     ] = None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.common import Json, database_url
+from server.cli.common import JsonErrors, database_url
 from server.cli.output import print_json
 from server.config import settings
 from server.store.engine import admin_engine
@@ -21,7 +21,7 @@ def up(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="First upgrade the schema of DATABASE_URL's database.")
     ] = False,
-    _as_json: Json = False,
+    _as_json: JsonErrors = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C: PostgreSQL, the workers, Envoy and a demo.
 
@@ -34,7 +34,7 @@ def up(
     run(settings(), demo=demo, migrate=migrate)
 
 
-def serve(_as_json: Json = False) -> None:
+def serve(_as_json: JsonErrors = False) -> None:
     """Run only the gRPC workers. SIGTERM drains them. SIGHUP replaces them one by one."""
     from server.run.serve import serve as run  # noqa: PLC0415
     from server.store import migrations  # noqa: PLC0415
@@ -47,7 +47,7 @@ def serve(_as_json: Json = False) -> None:
 
 def edge(
     only_print: Annotated[bool, typer.Option("--print", help="Print Envoy's configuration and exit.")] = False,
-    _as_json: Json = False,
+    _as_json: JsonErrors = False,
 ) -> None:
     """Run only Envoy, configured from the settings."""
     from server.run.edge import run  # noqa: PLC0415

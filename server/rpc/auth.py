@@ -34,19 +34,19 @@ class Authenticator:
     """Finds principals by the digest of their key, and caches them for `cache_seconds`.
 
     A sale reads the key again under its locks. So the cache may delay a refusal, but it never allows a sale. Unknown
-    keys are not cached. Keys that were never valid here are looked up at most `new_keys_per_second` times per second.
+    keys are not cached. They are looked up at most `unknown_keys_per_second` times per second.
     """
 
     def __init__(
         self,
         find: Callable[[Collection[bytes]], Awaitable[dict[bytes, Principal]]],
         cache_seconds: float,
-        new_keys_per_second: int,
+        unknown_keys_per_second: int,
     ) -> None:
         self._find = find
         self._cache_seconds = cache_seconds
         # Anybody can make up keys, and each costs a look-up. Calls with known keys must not pay for them.
-        self._new_keys = Budget(new_keys_per_second)
+        self._unknown_keys = Budget(unknown_keys_per_second)
         self._cached: dict[bytes, tuple[float, Principal]] = {}
         self._wanted: dict[bytes, asyncio.Future[Principal | None]] = {}
         self._looking_up: asyncio.Task[None] | None = None
@@ -76,7 +76,7 @@ class Authenticator:
     async def _find_one(self, digest: bytes) -> Principal | None:
         found = self._wanted.get(digest)
         if found is None:
-            if digest not in self._cached and not self._new_keys.take():
+            if digest not in self._cached and not self._unknown_keys.take():
                 raise Refusal(Code.RATE_LIMITED)  # not UNAUTHORIZED: the key may be valid
             found = self._wanted[digest] = asyncio.get_running_loop().create_future()
         if self._looking_up is None:
@@ -111,7 +111,7 @@ class Budget:
         self._taken_at = time.monotonic()
 
     def take(self) -> bool:
-        """Whether one was left."""
+        """Use one. False if none is left."""
         now = time.monotonic()
         self._left = min(self._per_second, self._left + (now - self._taken_at) * self._per_second)
         self._taken_at = now

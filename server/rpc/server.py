@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from ordernumbers.v1 import phone_number_service_pb2
 from server.api.orders import PhoneNumberService
 from server.batching import Batcher
-from server.config import Settings
+from server.config import Settings, host_and_port
 from server.rpc.auth import Authenticator
 from server.rpc.calls import Calls
 from server.store.connection import DatabaseAway
@@ -63,12 +63,11 @@ class Server:
         """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
         self = cls(settings, database_url)
         self._add_services()
-        address = f"[{settings.grpc_bind}]" if settings.grpc_bind.version == 6 else str(settings.grpc_bind)
         try:
-            self._server.add_insecure_port(f"{address}:{port}")
+            self._server.add_insecure_port(host_and_port(settings.grpc_bind, port))
         except RuntimeError:
             await self._batcher.close()
-            raise OSError(f"port {port} of {address} is in use") from None
+            raise OSError(f"port {port} of {settings.grpc_bind} is in use") from None
         await self._check_health()
         await self._server.start()
         self._tasks = [asyncio.create_task(task) for task in (self._watch_health(), self._purge_responses())]
@@ -94,7 +93,7 @@ class Server:
     def _add_services(self) -> None:
         settings = self._settings
         authenticator = Authenticator(
-            self._reader.find_keys, settings.key_cache_ms / 1000, settings.new_keys_per_second
+            self._reader.find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second
         )
         service = PhoneNumberService(self._batcher)
         handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)

@@ -1,4 +1,6 @@
-"""The decision on orders: plain values in, plain values out. All the rules of the sale are here.
+"""The decision on orders: plain values in, plain values out. The rules of the sale are here.
+
+Whether a number is available and whether a key is valid are methods of these values (values.py).
 
 The caller has read the state under locks and keeps them until the decisions are written (store/orders.py).
 """

@@ -134,7 +134,7 @@ class Replayed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """An order that cannot be decided now, because another transaction has locked what it needs. Nothing is done."""
+    """An order that is not decided yet, because another transaction is in the way. Nothing of it is written."""
 
 
 Decision = Placed | Replayed | Refusal | Retry

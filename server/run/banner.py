@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from server.config import Settings
+from server.config import Address, Settings, host_and_port, reachable
 from server.run.edge_config import CONTRACT
 from server.run.embedded.demo import KEY_FILE
 from server.run.envoy_admin import admin_socket
@@ -64,10 +64,8 @@ grpcurl -plaintext -H {key} \\
   {bodies[2]} {_address(settings.grpc_bind, settings.grpc_port)} {method}"""
 
 
-def _address(host: object, port: int) -> str:
-    """Return the address where a client reaches what listens on `host`."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))  # noqa: S104
-    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+def _address(host: Address, port: int) -> str:
+    return host_and_port(reachable(host), port)
 
 
 def _shown(path: Path) -> str:

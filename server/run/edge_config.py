@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ordernumbers.v1 import errors_pb2
-from server.config import REQUEST_BODY_BYTES_MAX, Settings
+from server.config import REQUEST_BODY_BYTES_MAX, Settings, reachable
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
 CONTRACT = Path(errors_pb2.__file__).parent
@@ -69,10 +69,7 @@ def _address(host: IPv4Address | IPv6Address, port: int) -> Config:
 
 
 def _endpoints(settings: Settings) -> list[Config]:
-    host = settings.grpc_bind
-    # 0.0.0.0 and :: mean "all addresses" for a listener. A client cannot connect to them.
-    if host.is_unspecified:
-        host = IPv4Address("127.0.0.1") if host.version == 4 else IPv6Address("::1")
+    host = reachable(settings.grpc_bind)
     return [{"endpoint": {"address": _address(host, port)}} for port in settings.grpc_ports]
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from server.config import PREFIX, Settings
+from server.config import PREFIX, Settings, host_and_port, variable_of
 from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.supervisor import Supervisor, supervised, until_stopped
@@ -44,7 +44,7 @@ async def _serve(settings: Settings, database_url: str) -> None:
     hangup = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     async with supervised(workers(settings, database_url)) as supervisors:
-        log.info("serving on %s", ", ".join(f"{settings.grpc_bind}:{port}" for port in settings.grpc_ports))
+        log.info("serving on %s", ", ".join(host_and_port(settings.grpc_bind, port) for port in settings.grpc_ports))
         await _replace_at_each(hangup, supervisors, settings.drain_ms / 1000)
 
 
@@ -125,5 +125,4 @@ def environment_of(settings: Settings) -> dict[str, str]:
     """Return our own environment, with these settings in place of ours."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "DATABASE_URL"))}
     values = settings.model_dump(mode="json", exclude_none=True)
-    names = {name: PREFIX + name.upper() for name in values} | {"database_url": "DATABASE_URL"}
-    return inherited | {names[name]: str(value) for name, value in values.items()}
+    return inherited | {variable_of(name): str(value) for name, value in values.items()}

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.adapt import Transformer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from server.config import Settings
-from server.store.engine import APPLICATION
+from server.store.engine import APPLICATION, complete
 from server.store.statements import BoundStatement, Statement, load, milliseconds
 
 IDLE_CHECK_SECONDS_MAX = 1.0
@@ -80,7 +79,9 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
     """
     try:
         connection = PipelinedConnection(
-            await AsyncConnection.connect(_conninfo(url, settings), autocommit=True, application_name=APPLICATION)
+            await AsyncConnection.connect(
+                complete(url, settings.connect_timeout_ms // 1000), autocommit=True, application_name=APPLICATION
+            )
         )
     except psycopg.Error as error:
         raise DatabaseAway(error) from None
@@ -93,22 +94,6 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
             raise DatabaseAway(error) from None
         raise
     return connection
-
-
-def _conninfo(url: str, settings: Settings) -> str:
-    """The URL, completed with our defaults for the options that it does not set."""
-    ours: dict[str, str | int] = {
-        "connect_timeout": settings.connect_timeout_ms // 1000,
-        # Of several hosts libpq takes the first that accepts writes, which after a failover is the new primary.
-        "target_session_attrs": "read-write",
-        # A host that was cut off sends nothing. These detect it on an idle connection and on a busy one.
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-        "tcp_user_timeout": settings.connect_timeout_ms,
-    }
-    given = conninfo_to_dict(url)
-    return make_conninfo(url, **{name: value for name, value in ours.items() if name not in given})
 
 
 def _session(settings: Settings) -> dict[str, str]:

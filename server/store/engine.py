@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import DeadlockDetected, SerializationFailure
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
@@ -14,6 +15,8 @@ from sqlalchemy.pool import NullPool
 from server.errors import OperatorError
 
 APPLICATION = "ordernumbers"
+CONNECT_TIMEOUT_SECONDS = 3
+"""Per host of the URL."""
 TRIES_MAX = 5
 PAUSE_SECONDS_MAX = 0.5
 
@@ -32,7 +35,23 @@ POOLER_CHECKS = 3
 T = TypeVar("T")
 
 
-def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
+def complete(url: str, connect_timeout_seconds: int) -> str:
+    """The URL, completed with our defaults for the options of libpq that it does not set."""
+    ours: dict[str, str | int] = {
+        "connect_timeout": connect_timeout_seconds,
+        # Of several hosts libpq takes the first that accepts writes, which after a failover is the new primary.
+        "target_session_attrs": "read-write",
+        # A host that was cut off sends nothing. These detect it on an idle connection and on a busy one.
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": connect_timeout_seconds * 1000,
+    }
+    given = conninfo_to_dict(url)
+    return make_conninfo(url, **{name: value for name, value in ours.items() if name not in given})
+
+
+def admin_engine(url: str) -> Engine:
     """Return an engine for short admin work. `url` has libpq's format and may name several hosts.
 
     Connecting raises OperatorError if a pooler uses another connection for each transaction.
@@ -40,9 +59,8 @@ def admin_engine(url: str, *, connect_timeout_seconds: int = 3) -> Engine:
 
     def open_connection() -> psycopg.Connection:
         return psycopg.connect(
-            url,
+            complete(url, CONNECT_TIMEOUT_SECONDS),
             autocommit=True,
-            connect_timeout=connect_timeout_seconds,
             application_name=APPLICATION,
             client_encoding="UTF8",  # otherwise a database in SQL_ASCII returns text as bytes
         )

@@ -12,7 +12,7 @@ STEP_ROWS = 500
 STEP_PAUSE_SECONDS = 0.1
 """Between steps, so that the purge uses a small share of the database however much there is to delete."""
 
-COMMIT_WITHOUT_STANDBY = load("idempotency", "commit_without_standby")
+WAIT_FOR_NO_STANDBY = load("idempotency", "wait_for_no_standby")
 PURGE = load("idempotency", "purge")
 
 
@@ -21,7 +21,7 @@ async def purge(database_url: str, settings: Settings) -> int:
 
     Raises DatabaseAway.
     """
-    connection = await connect(database_url, settings, (COMMIT_WITHOUT_STANDBY, PURGE))
+    connection = await connect(database_url, settings, (WAIT_FOR_NO_STANDBY, PURGE))
     try:
         return await _purge(connection, settings)
     except psycopg.Error as error:
@@ -34,7 +34,7 @@ async def _purge(connection: PipelinedConnection, settings: Settings) -> int:
     step = PURGE(kept=milliseconds(settings.idempotency_ms), rows=str(STEP_ROWS))
     deleted = 0
     async with connection.at_most(settings.transaction_max_ms / 1000):
-        await connection.run(COMMIT_WITHOUT_STANDBY())
+        await connection.run(WAIT_FOR_NO_STANDBY())
     while True:
         async with connection.at_most(settings.transaction_max_ms / 1000):
             (result,) = await connection.run(step)

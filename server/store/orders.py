@@ -32,9 +32,9 @@ from server.store.statements import BoundStatement, JsonRows, Statement, array, 
 BEGIN, COMMIT = load("session", "begin"), load("session", "commit")
 LIMIT_TRANSACTION = load("order", "limit_transaction")
 LOCK_NUMBERS = load("order", "lock_numbers")
-LOCK_NUMBERS_OF_NEW_KEYS = load("order", "lock_numbers_of_new_keys")
+LOCK_NUMBERS_WITHOUT_RESPONSE = load("order", "lock_numbers_without_response")
 LOCK_ORGANIZATIONS = load("order", "lock_organizations")
-LOCKING = (LOCK_NUMBERS, LOCK_NUMBERS_OF_NEW_KEYS, LOCK_ORGANIZATIONS)
+LOCKING = (LOCK_NUMBERS, LOCK_NUMBERS_WITHOUT_RESPONSE, LOCK_ORGANIZATIONS)
 SKIPPING = {statement: statement.skipping_locked() for statement in LOCKING}
 READ_EXISTING_NUMBERS = load("order", "read_existing_numbers")
 READ_KEYS = load("order", "read_keys")
@@ -90,7 +90,7 @@ class _KeyedNumber(NamedTuple):
     key: str | None
 
 
-WANTED_ROWS = JsonRows(LOCK_NUMBERS_OF_NEW_KEYS, "wanted")
+WANTED_ROWS = JsonRows(LOCK_NUMBERS_WITHOUT_RESPONSE, "wanted")
 KEY_ROWS = JsonRows(READ_STORED_RESPONSES, "keys", key="idempotency.key")
 
 
@@ -197,7 +197,7 @@ def _reads(
         return (SKIPPING[statement] if skip_locked else statement)(**parameters)
 
     reads = {
-        "numbers": locking(LOCK_NUMBERS_OF_NEW_KEYS, wanted=WANTED_ROWS.json(_wanted(orders)))
+        "numbers": locking(LOCK_NUMBERS_WITHOUT_RESPONSE, wanted=WANTED_ROWS.json(_wanted(orders)))
         if keyed
         else locking(LOCK_NUMBERS, numbers=numbers),
         "accounts": locking(LOCK_ORGANIZATIONS, organization_ids=array([order.organization_id for order in orders])),
@@ -254,7 +254,7 @@ async def _finish(
             raise
         # Also without a write. Row locks are logged too, so this COMMIT may wait for a standby and keep its locks.
         raise OutcomeUnknown(placed) from error
-    if commit.tag == "ROLLBACK":  # an aborted transaction answers COMMIT so, without an error
+    if commit.tag == "ROLLBACK":  # PostgreSQL reports that for the COMMIT of an aborted transaction
         raise InternalError("COMMIT was answered with ROLLBACK")
     # The warning: a cancelled wait for the standby. The primary has the transaction, and perhaps no other server.
     if commit.tag != "COMMIT" or connection.was_warned:

@@ -1,8 +1,9 @@
 """The edge and the servers behind it: health, broken servers, trailers, retries, and the choice of a server."""
 
 import socket
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 
 import grpc
 import httpx
@@ -18,7 +19,7 @@ from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from tests.support.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
 from tests.support.edge import running_edge, running_server, sell, stat, wait_until_ready
 from tests.support.rest import JSON, assert_clean, assert_not_cached_nor_guessed, assert_refused
-from tests.support.stack import local_settings, wait_until
+from tests.support.stack import free_ports, local_settings, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_script_error")
 
@@ -139,6 +140,54 @@ def test_the_edge_removes_a_servers_trailers_over_rest_and_its_internal_ones_ove
                 call = PhoneNumberServiceStub(channel).OrderNumbers.future(OrderNumbersRequest())
                 assert "http-status" not in dict(call.trailing_metadata())
                 assert "x-request-id" in dict(call.trailing_metadata())
+
+
+class GarblingRelay:
+    """Relays connections to a server. After `garble` is set it sends bytes that are no HTTP/2 instead of responses."""
+
+    def __init__(self, port, server_port):
+        self.garble = threading.Event()
+        self._server_port = server_port
+        self._listening = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self._listening.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                threading.Thread(target=self._relay, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._relay, args=(server, client, True), daemon=True).start()
+
+    def _relay(self, source, target, is_response):
+        with suppress(OSError), source, target:
+            while data := source.recv(65536):
+                if is_response and self.garble.is_set():
+                    target.sendall(b"x" * 100)
+                    return
+                target.sendall(data)
+
+
+def test_an_order_whose_response_is_no_http_is_a_timeout(tmp_path):
+    """The server has carried it out, so neither 500 nor 503 would be true."""
+    own, server_port = local_settings(tmp_path, workers=1), free_ports(1)
+    relay = GarblingRelay(own.grpc_port, server_port)
+
+    def sell_unseen(request, context):
+        relay.garble.set()
+        return sell(request, context)
+
+    with closing(relay), running_server(server_port, sell_unseen), running_edge(own):
+        wait_until_ready(own)
+        assert_refused(httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={}), 504)
+        relay.garble.clear()
+        wait_until_ready(own)
+        with grpc.insecure_channel(f"127.0.0.1:{own.rest_port}") as channel:
+            call = PhoneNumberServiceStub(channel).OrderNumbers.future(OrderNumbersRequest())
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 # ---------------------------------------------------------------- native gRPC through the same port

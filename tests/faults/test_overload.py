@@ -18,7 +18,7 @@ ORDERS = 30
 @pytest.fixture
 def small(open_path, database):
     """A service whose only worker accepts few orders at a time."""
-    limits = {"workers": 1, "queue_orders_max": QUEUE_ORDERS_MAX}
+    limits = {"workers": 1, "orders_in_progress_max": QUEUE_ORDERS_MAX}
     settings = local_settings(open_path / ".data", database_url=database.url, **limits)
     with Up(settings, open_path, "--no-demo") as up:
         yield up.until_ready()

@@ -20,7 +20,7 @@ TRANSACTIONS = text("SELECT xact_commit + xact_rollback FROM pg_stat_database WH
 @pytest.fixture
 def cautious(open_path, database):
     """A service whose only worker looks up few new keys per second."""
-    settings = local_settings(open_path / ".data", database_url=database.url, workers=1, new_keys_per_second=1)
+    settings = local_settings(open_path / ".data", database_url=database.url, workers=1, unknown_keys_per_second=1)
     with Up(settings, open_path, "--no-demo") as up:
         yield up.until_ready()
 

@@ -71,7 +71,7 @@ def test_when_the_queue_is_full_orders_are_refused_at_once(database, customer, u
 
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM organization FOR UPDATE"))
-    assert run(database.url, work, queue_orders_max=10) == (Code.UNAVAILABLE, ["PLACED"] * 10, "PLACED")
+    assert run(database.url, work, orders_in_progress_max=10) == (Code.UNAVAILABLE, ["PLACED"] * 10, "PLACED")
     assert customer.owned() == {*numbers[:10], numbers[11]}
 
 

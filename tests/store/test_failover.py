@@ -168,7 +168,7 @@ def test_a_connection_without_our_statements_is_replaced(database, customer):
 
     async def work(batcher):
         responses = [await buy(batcher, customer, first)]
-        await (await batcher._batches[0].connection._connection.get())._connection.execute("DEALLOCATE ALL")
+        await (await batcher._queues[0].connection._connection.get())._connection.execute("DEALLOCATE ALL")
         return [*responses, await buy(batcher, customer, second)]
 
     assert run(database.url, work) == ["PLACED", "PLACED"]

@@ -49,7 +49,7 @@ def test_responses_older_than_a_day_are_deleted(database, customer, store_respon
 def test_the_age_limit_is_a_setting(database, store_responses):
     store_responses(3, 25)
     assert run(database, idempotency_ms=26 * HOUR_MS) == 0
-    assert run(database, idempotency_ms=HOUR_MS) == 3
+    assert run(database, idempotency_ms=24 * HOUR_MS) == 3
 
 
 def test_the_purge_deletes_in_steps_until_nothing_old_is_left(database, store_responses, monkeypatch):

@@ -13,7 +13,7 @@ from server.store.statements import JsonRows, Statement, _sections
 
 ROWS = {
     "lock_numbers": ("number", *Number._fields),
-    "lock_numbers_of_new_keys": ("number", *Number._fields),
+    "lock_numbers_without_response": ("number", *Number._fields),
     "lock_organizations": ("id", *Account._fields),
     "read_existing_numbers": ("number",),
     "read_keys": ("now", "id", *KeyGrant._fields),
@@ -28,7 +28,7 @@ UNNAMED = {"limit_transaction", "find_order", "find_running", "identify_backend"
 STATEMENTS = (
     *(*orders.STATEMENTS, FIND_RUNNING),
     *(connection.ROLLBACK, connection.IDENTIFY_BACKEND, reads.FIND_VALID_KEYS),
-    *(idempotency.PURGE, idempotency.COMMIT_WITHOUT_STANDBY),
+    *(idempotency.PURGE, idempotency.WAIT_FOR_NO_STANDBY),
 )
 
 

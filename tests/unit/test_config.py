@@ -74,7 +74,7 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("WORKERS", "two"),
         ("ORDER_CONNECTIONS", "17"),
         ("BATCH_NUMBERS_MAX", "99"),
-        ("QUEUE_ORDERS_MAX", "0"),
+        ("ORDERS_IN_PROGRESS_MAX", "0"),
         ("RATE_LIMIT_PER_KEY", "0"),
         ("KEY_CACHE_MS", "2001"),
         ("DEADLINE_MAX_MS", "0"),

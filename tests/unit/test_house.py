@@ -8,11 +8,13 @@ import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from ordernumbers.v1 import errors_pb2
+from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, PhoneNumber
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
 from server.errors import AT_THE_EDGE, ERRORS, Code
 from server.keys import SCOPES
 from server.rpc.auth import required_scope
 from server.rpc.server import SERVICE
+from server.rules.values import Routing
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server"
@@ -113,3 +115,9 @@ def test_the_limits_of_the_protos_and_of_envoy_are_those_of_the_settings():
     assert listener["per_connection_buffer_limit_bytes"] == REQUEST_BODY_BYTES_MAX
     edge = (ROOT / "envoy/edge.lua").read_text()
     assert f"HEADERS_BYTES_MAX, HEADERS_MAX = {HEADERS_BYTES_MAX}, {HEADERS_MAX}\n" in edge
+
+
+def test_a_response_has_every_field_that_an_order_copies_to_its_numbers():
+    # Otherwise the response could not be made, after the order was carried out.
+    assert set(Routing._fields) <= {field.name for field in PhoneNumber.DESCRIPTOR.fields}
+    assert set(Routing._fields) <= {field.name for field in OrderNumbersRequest.DESCRIPTOR.fields}

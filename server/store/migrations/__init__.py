@@ -19,7 +19,7 @@ from server.errors import OperatorError
 
 UPGRADE_LOCK = 6_733_663
 """The advisory lock that an upgrade takes, so that two never run at the same time."""
-LOCK_TIMEOUT_MS = 300
+UPGRADE_LOCK_TIMEOUT_MS = 300
 """How long an upgrade waits for a table. Orders that need the same table wait behind it as long."""
 PAUSE_SECONDS = 1.0
 """The pause between two tries. Orders can run in it."""
@@ -69,13 +69,13 @@ def upgrade(engine: Engine) -> None:
     Raises OperatorError if the database is newer than this code, is not UTF8, or is in use for too long.
     """
     deadline = time.monotonic() + UPGRADE_SECONDS_MAX
-    while not _is_upgraded(engine):
+    while not _try_upgrade(engine):
         if time.monotonic() > deadline:
             raise OperatorError(IN_USE)
         time.sleep(PAUSE_SECONDS)
 
 
-def _is_upgraded(engine: Engine) -> bool:
+def _try_upgrade(engine: Engine) -> bool:
     """Try once. False if another transaction held a lock that we need."""
     try:
         with engine.begin() as connection:
@@ -93,7 +93,7 @@ def _upgrade(connection: Connection) -> None:
     if encoding != "UTF8":
         raise OperatorError(NOT_UTF8.format(encoding=encoding))
     # This comes first: the wait for another upgrade is limited too.
-    connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+    connection.execute(text(f"SET LOCAL lock_timeout = {UPGRADE_LOCK_TIMEOUT_MS}"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
     # Read under the lock: another upgrade may just have ended.
     revision = _current(connection)

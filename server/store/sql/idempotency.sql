@@ -28,7 +28,7 @@ DELETE FROM idempotency_key
 WHERE organization_id = :'organization_id'::uuid
   AND key = :'key'::text;
 
--- name: commit_without_standby
+-- name: wait_for_no_standby
 -- A purged response that a failover brings back is harmless. A wait for an absent standby would keep locks.
 SET synchronous_commit = local;
 

@@ -27,7 +27,7 @@ WHERE number = ANY (:'numbers'::text[])
 ORDER BY number
 FOR NO KEY UPDATE;
 
--- name: lock_numbers_of_new_keys
+-- name: lock_numbers_without_response
 -- As above, without the numbers of orders whose idempotency key has a stored response: these take no locks.
 SELECT
   number,
