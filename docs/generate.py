@@ -1,10 +1,11 @@
 """Write docs/settings.md from server/config.py. `make gen` runs it."""
 
+import re
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from server.config import PREFIX, Settings
+from server.config import Settings, variable_of
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """\
@@ -27,8 +28,7 @@ def settings_page() -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    variable = "DATABASE_URL" if name == "database_url" else PREFIX + name.upper()
-    return f"| `{variable}` | {_default(name, field)} | {field.description} |"
+    return f"| `{variable_of(name)}` | {_default(name, field)} | {_meaning(field)} |"
 
 
 def _default(name: str, field: FieldInfo) -> str:
@@ -37,6 +37,15 @@ def _default(name: str, field: FieldInfo) -> str:
     if isinstance(field.default, bool):
         return str(field.default).lower()
     return "" if field.default is None else str(field.default)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The setting's text. Where it names a setting, the page has its variable."""
+
+    def variable(match: re.Match[str]) -> str:
+        return f"`{variable_of(match[1])}`" if match[1] in Settings.model_fields else match[0]
+
+    return re.sub(r"`(\w+)`", variable, field.description or "")
 
 
 if __name__ == "__main__":

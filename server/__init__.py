@@ -1,4 +1,4 @@
-"""The map of the package. Imports run one way, from the top of this list to the bottom.
+"""The map of the package, from its highest layer to its lowest. Imports go from one layer to a lower one.
 
 - cli/                 the `ordernumbers` command, one file per command group
 - run/                 processes: up, serve, worker, edge, and their supervisor
@@ -13,9 +13,10 @@
 - store/migrations/    the steps from one schema to the next
 - messages.py          domain to response bytes
 - rules/               the decisions, without gRPC and without SQL
-- config.py            every setting and limit
+- config.py            every setting, and the limits of the contract
 - errors.py            every error code, in one table
-- keys.py money.py log.py   API keys as text, amounts, JSON log lines
+- keys.py              API keys as text, and the scopes they can have
+- money.py log.py      amounts, JSON log lines
 
 docs/architecture.md describes how they work together.
 """

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     edge_reflection: bool = False
     """Whether the edge also serves gRPC reflection."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    """Calls per second and key that one edge accepts. It refuses more with RATE_LIMITED."""
+    """Calls per second and API key that one edge accepts. It refuses more with RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
     """The same per client address (IPv6: per /64). A load balancer counts as one address."""
     edge_connections_max: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     """Memory of one edge, in MiB. Above 60 % the largest calls are reset, and above 90 % new ones are refused."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
-    """Server processes, with one port each."""
+    """Worker processes, with one port each."""
     order_connections: Annotated[int, Field(ge=1, le=16)] = 1
     """Database connections per worker that carry out batches. All orders of an organization use the same one."""
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = 64
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     orders_in_progress_max: Count = 2000
     """Orders in progress in one worker, waiting or running. It refuses more with UNAVAILABLE."""
     unsettled_commits_max: Count = 8
-    """Unanswered COMMITs per worker that may still run in the database. At this many it refuses all orders."""
+    """Unsettled commits per worker, which may still run in the database. At this many it refuses all orders."""
     idempotency_ms: Annotated[int, Field(ge=86_400_000, le=31_536_000_000)] = 86_400_000
     """How long the response to an order is kept under its idempotency key. At least one day."""
     key_cache_ms: Annotated[int, Field(ge=0, le=2000)] = 2000
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
     """Longest time for the transaction of an order."""
     idle_in_transaction_timeout_ms: Count = 5000
-    """How long a worker may be frozen in a transaction before PostgreSQL ends it, which frees its rows."""
+    """How long a worker may be frozen in a transaction. Then PostgreSQL ends it, which frees its rows."""
     connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000
     """Longest time to connect to one host of the database URL. Whole seconds."""
     drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000

@@ -168,7 +168,7 @@ class PipelinedConnection:
         self._warned = False
         connection.add_notice_handler(self._on_notice)
         self.backend = ""
-        """Identifies the server process: its id and its start time. No other process ever has the same."""
+        """Identifies the PostgreSQL backend: its process id and its start time. No other backend ever has the same."""
 
     async def prepare(self, session: dict[str, str], statements: Sequence[Statement]) -> None:
         """Set the session's settings and prepare the statements, in one round trip."""
@@ -198,7 +198,7 @@ class PipelinedConnection:
 
     @property
     def backend_pid(self) -> int:
-        """The id of the server process."""
+        """The process id of the PostgreSQL backend."""
         return self._pgconn.backend_pid
 
     @property

@@ -111,7 +111,7 @@ def _set_up(connection: psycopg.Connection, open_another: Callable[[], psycopg.C
 
 
 def _require_session_mode(connection: psycopg.Connection, other: psycopg.Connection, pid: int) -> None:
-    """Raise OperatorError if the pooler does not keep one server process per connection.
+    """Raise OperatorError if the pooler does not keep one PostgreSQL backend per connection.
 
     That is so if both connections share a process. It is also so if `connection` gets another process while `other`
     is in a transaction. Neither happens in session mode.

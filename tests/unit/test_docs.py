@@ -30,16 +30,27 @@ def test_the_settings_page_is_up_to_date():
     assert (ROOT / "docs/settings.md").read_text() == generate["settings_page"]()
 
 
+def variable_of(name):
+    return "DATABASE_URL" if name == "database_url" else PREFIX + name.upper()
+
+
 def setting_row(name, field):
-    variable = "DATABASE_URL" if name == "database_url" else PREFIX + name.upper()
     default = "cores" if name == "workers" else "" if field.default is None else str(field.default)
-    return f"| `{variable}` | {default.lower() if default in ('True', 'False') else default} | {field.description} |"
+    meaning = field.description
+    for other in Settings.model_fields:
+        meaning = meaning.replace(f"`{other}`", f"`{variable_of(other)}`")
+    return f"| `{variable_of(name)}` | {default.lower() if default in ('True', 'False') else default} | {meaning} |"
 
 
 def test_the_settings_page_has_each_setting_with_its_default_and_meaning():
     lines = (ROOT / "docs/settings.md").read_text().splitlines()
     documented = [line for line in lines if line.startswith("| `")]
     assert documented == [setting_row(name, field) for name, field in Settings.model_fields.items()]
+
+
+def test_the_settings_page_names_settings_by_their_variables():
+    page = (ROOT / "docs/settings.md").read_text()
+    assert set(re.findall(r"`(\w+)`", page)) & set(Settings.model_fields) == set()
 
 
 def test_the_errors_page_has_each_error_with_its_statuses():

@@ -18,7 +18,7 @@ FROM pg_stat_activity
 WHERE pid = pg_backend_pid();
 
 -- name: find_running
--- Which of these server processes still run a transaction. An idle one has ended it.
+-- Which of these PostgreSQL backends still run a transaction. An idle one has ended it.
 SELECT pid || ' ' || backend_start
 FROM pg_stat_activity
 WHERE pid || ' ' || backend_start = ANY (:'backends'::text[])
