@@ -36,12 +36,16 @@ KEYS, UNKNOWN = "tests/store/test_idempotency_keys.py", "tests/store/test_unknow
 RETRY_CONNECTIONS = "tests/store/test_retry_connections.py"
 FAILOVER = "tests/store/test_failover.py"
 RETRIES = "tests/store/test_retries.py"
-SORTED_NUMBERS = "WHERE number = ANY (:'numbers'::text[])\nORDER BY number\nFOR NO KEY UPDATE;"
+SORTED_NUMBERS = "WHERE number = ANY (:'numbers'::text[])\nORDER BY phone_number.number\nFOR NO KEY UPDATE;"
 MUTANTS = (
     Mutant(
-        "no sorted locking", SQL, SORTED_NUMBERS, SORTED_NUMBERS.replace("BY number", "BY md5(number)"), TRANSACTION
+        "no sorted locking",
+        SQL,
+        SORTED_NUMBERS,
+        SORTED_NUMBERS.replace("BY phone_number.number", "BY md5(number)"),
+        TRANSACTION,
     ),
-    Mutant("no sorted locking of organizations", SQL, "ORDER BY id\n", "ORDER BY random()\n", TRANSACTION),
+    Mutant("no sorted locking of organizations", SQL, "ORDER BY organization.id\n", "ORDER BY random()\n", TRANSACTION),
     Mutant("no FOR UPDATE", SQL, SORTED_NUMBERS, SORTED_NUMBERS.replace("\nFOR NO KEY UPDATE", ""), TRANSACTION),
     Mutant(
         "no unique index",
@@ -184,7 +188,7 @@ MUTANTS = (
     Mutant(
         "orders with a key lock numbers in no order",
         SQL,
-        "      )\n  )\nORDER BY number\n",
+        "      )\n  )\nORDER BY phone_number.number\n",
         "      )\n  )\nORDER BY md5(number)\n",
         TRANSACTION,
     ),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 HEADER = "idempotency-key"
-RULE = "must be a single value of 1..255 visible ASCII characters"
+RULE = "must be one of 1..255 visible ASCII characters"
 
 # Without quotes. A value that starts with a quote must be a correct String.
 _BARE = re.compile(r'(?!")[!-~]{1,255}', re.ASCII)

@@ -35,19 +35,19 @@ POOLER_CHECKS = 3
 T = TypeVar("T")
 
 
-def complete(url: str, connect_timeout_seconds: int) -> str:
+def complete(url: str, connect_timeout_seconds: int, *, needs_primary: bool = True) -> str:
     """The URL, completed with our defaults for the options of libpq that it does not set."""
+    given = conninfo_to_dict(url)
     ours: dict[str, str | int] = {
         "connect_timeout": connect_timeout_seconds,
         # Of several hosts libpq takes the first that accepts writes, which after a failover is the new primary.
-        "target_session_attrs": "read-write",
+        "target_session_attrs": "read-write" if needs_primary else "any",
         # A host that was cut off sends nothing. These detect it on an idle connection and on a busy one.
         "keepalives_idle": 10,
         "keepalives_interval": 3,
         "keepalives_count": 3,
         "tcp_user_timeout": connect_timeout_seconds * 1000,
     }
-    given = conninfo_to_dict(url)
     return make_conninfo(url, **{name: value for name, value in ours.items() if name not in given})
 
 
@@ -57,9 +57,12 @@ def admin_engine(url: str) -> Engine:
     Connecting raises OperatorError if a pooler uses another connection for each transaction.
     """
 
+    # `ordernumbers check` and other reads may run on a standby, if that is the only host.
+    has_several_hosts = "," in str(conninfo_to_dict(url).get("host", ""))
+
     def open_connection() -> psycopg.Connection:
         return psycopg.connect(
-            complete(url, CONNECT_TIMEOUT_SECONDS),
+            complete(url, CONNECT_TIMEOUT_SECONDS, needs_primary=has_several_hosts),
             autocommit=True,
             application_name=APPLICATION,
             client_encoding="UTF8",  # otherwise a database in SQL_ASCII returns text as bytes

@@ -6,7 +6,7 @@ import psycopg
 
 from server.config import Settings
 from server.store.connection import DatabaseAway, PipelinedConnection, connect
-from server.store.statements import load, milliseconds
+from server.store.statements import load
 
 STEP_ROWS = 500
 STEP_PAUSE_SECONDS = 0.1
@@ -31,7 +31,7 @@ async def purge(database_url: str, settings: Settings) -> int:
 
 
 async def _purge(connection: PipelinedConnection, settings: Settings) -> int:
-    step = PURGE(kept=milliseconds(settings.idempotency_ms), rows=str(STEP_ROWS))
+    step = PURGE(kept_ms=str(settings.idempotency_ms))
     deleted = 0
     async with connection.at_most(settings.transaction_max_ms / 1000):
         await connection.run(WAIT_FOR_NO_STANDBY())

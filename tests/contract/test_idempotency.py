@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from tests.support.callers import Grpc, failure
 
-RULE = {"idempotency-key": "must be a single value of 1..255 visible ASCII characters"}
+RULE = {"idempotency-key": "must be one of 1..255 visible ASCII characters"}
 
 
 @pytest.fixture

@@ -64,3 +64,9 @@ def test_the_purge_skips_locked_rows(database, store_responses):
         connection.execute(text("SELECT FROM idempotency_key WHERE key = 'k1' FOR KEY SHARE"))
         assert run(database) == 2
     assert run(database) == 1
+
+
+def test_responses_may_be_kept_for_a_year(database, store_responses):
+    # PostgreSQL 14 has no intervals of so many milliseconds.
+    store_responses(3, 25)
+    assert run(database, idempotency_ms=365 * 24 * HOUR_MS) == 0

@@ -1,5 +1,6 @@
 """The statements of the hot path, on a migrated database: each can be prepared, and returns what its reader expects."""
 
+import re
 from importlib.resources import files
 
 import psycopg
@@ -61,3 +62,14 @@ def test_a_value_that_rows_lack_is_noticed_when_they_are_made():
     statement = Statement("s", "SELECT * FROM json_to_recordset(:'rows'::json) AS r (number_type text, color text)")
     with pytest.raises(AttributeError, match="color"):
         JsonRows(statement, "rows").json([Number("local", True, True, 1, None, None, None)])
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.name.decode())
+def test_locks_are_sorted_by_columns_of_the_table(statement):
+    # A plain name would mean a column of the result: a text, in the order of the database's locale.
+    if "FOR NO KEY UPDATE" in statement.text:
+        assert re.search(r"ORDER BY (phone_number\.number|organization\.id)\nFOR NO KEY UPDATE", statement.text)
+
+
+def test_the_purge_deletes_as_many_rows_as_a_step_has():
+    assert f"LIMIT {idempotency.STEP_ROWS}\n" in idempotency.PURGE.text

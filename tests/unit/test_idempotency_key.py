@@ -4,7 +4,7 @@ import pytest
 
 from server.rpc import idempotency_key
 
-BROKEN = (None, {"idempotency-key": "must be a single value of 1..255 visible ASCII characters"})
+BROKEN = (None, {"idempotency-key": "must be one of 1..255 visible ASCII characters"})
 
 
 def test_a_call_without_the_header_has_no_key_and_breaks_no_rule():

@@ -33,15 +33,15 @@ WHERE organization_id = :'organization_id'::uuid
 SET synchronous_commit = local;
 
 -- name: purge
--- A small step: it deletes the oldest rows, and skips those that another transaction has locked.
+-- A small step of STEP_ROWS: it deletes the oldest rows, and skips those that another transaction has locked.
 WITH old AS (
   SELECT
     organization_id,
     key
   FROM idempotency_key
-  WHERE created_at < clock_timestamp() - :'kept'::interval
+  WHERE created_at < clock_timestamp() - :'kept_ms'::bigint * interval '1 ms'
   ORDER BY created_at
-  LIMIT :'rows'::bigint
+  LIMIT 500
   FOR UPDATE SKIP LOCKED
 )
 DELETE FROM idempotency_key

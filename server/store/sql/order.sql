@@ -24,7 +24,7 @@ SELECT
   free_at
 FROM phone_number
 WHERE number = ANY (:'numbers'::text[])
-ORDER BY number
+ORDER BY phone_number.number
 FOR NO KEY UPDATE;
 
 -- name: lock_numbers_without_response
@@ -50,18 +50,19 @@ WHERE number IN (
           AND known.key = wanted.key
       )
   )
-ORDER BY number
+ORDER BY phone_number.number
 FOR NO KEY UPDATE;
 
 -- name: lock_organizations
 -- Every change of a key, brand or campaign updates its organization's row first. So what is read below stays true.
+-- A plain `ORDER BY id` would mean the text in the result, whose order depends on the locale of the database.
 SELECT
   id::text,
   balance_micros,
   entry_no
 FROM organization
 WHERE id = ANY (:'organization_ids'::uuid[])
-ORDER BY id
+ORDER BY organization.id
 FOR NO KEY UPDATE;
 
 -- name: read_existing_numbers
