@@ -52,7 +52,7 @@ MUTANTS = (
         "server/store/migrations/versions/0001_the_sale.py",
         "CREATE UNIQUE INDEX assignment_one_live_per_number",
         "CREATE INDEX assignment_one_live_per_number",
-        TRANSACTION,
+        "tests/store/test_constraints.py",
     ),
     Mutant(
         "a response before the commit",
