@@ -15,7 +15,7 @@
 - rules/               the decisions, without gRPC and without SQL
 - config.py            every setting, and the limits of the contract
 - errors.py            every error code, in one table
-- keys.py              API keys as text, and the scopes they can have
+- keys.py scopes.py    API keys as text, and what they may do
 - money.py log.py      amounts, JSON log lines
 
 docs/architecture.md describes how they work together.

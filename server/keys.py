@@ -1,4 +1,4 @@
-"""API keys as text, and the scopes that they can have. A key is shown once, and only its SHA-256 digest is stored.
+"""API keys as text. A key is shown once, and only its SHA-256 digest is stored.
 
 A key is `am_live_` + 6 characters of tag + 32 random characters + 6 characters of checksum, all in base 62. The tag is
 a checksum of the organization's id. It is not secret and proves nothing. The edge uses it to send all calls of an
@@ -13,8 +13,6 @@ import string
 import zlib
 from uuid import UUID
 
-SCOPES = ("numbers:read", "numbers:write")
-"""The permissions that a key can have. Each method of the API declares the scope it requires."""
 PREFIX = "am_live_"
 TAG_CHARS, RANDOM_CHARS, CHECKSUM_CHARS = 6, 32, 6
 _DIGITS = string.digits + string.ascii_letters

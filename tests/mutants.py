@@ -64,7 +64,7 @@ MUTANTS = (
     Mutant(
         "no second look at a revoked key",
         DECISION,
-        "if key is None or not key.is_valid(state.now):",
+        "if key is None or not is_valid(key, state.now):",
         "if key is None:",
         f"{TRANSACTION} tests/concurrency",
     ),

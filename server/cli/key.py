@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from server.cli.common import Json, OrganizationId, in_transaction, parse_duration
 from server.cli.output import format_time, print_result, print_table
-from server.keys import SCOPES
+from server.scopes import SCOPES
 from server.store import admin
 
 app = typer.Typer(help="Manage API keys.", no_args_is_help=True)

@@ -1,16 +1,27 @@
 """The decision on orders: plain values in, plain values out. The rules of the sale are here.
 
-Whether a number is available and whether a key is valid are methods of these values (values.py).
-
 The caller has read the state under locks and keeps them until the decisions are written (store/orders.py).
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from server.errors import Code, Refusal, Shortage
-from server.rules.values import Account, Decision, Id, Order, Placed, Replayed, Retry, State
+from server.rules.values import Account, Decision, Id, KeyGrant, Number, Order, Placed, Replayed, Retry, State
 
 SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
+
+
+def is_available(number: Number, organization_id: Id, now: datetime) -> bool:
+    """Whether the organization can order it: not assigned, not in quarantine, not held for another organization."""
+    if number.assignment_id is not None:
+        return False
+    return number.free_at is None or number.free_at <= now or number.held_by == organization_id
+
+
+def is_valid(key: KeyGrant, now: datetime) -> bool:
+    """Whether the key is neither revoked nor expired."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
 
 
 def decide(orders: Iterable[Order], state: State) -> list[Decision]:
@@ -55,7 +66,7 @@ def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[I
 
 def _key_refusal(order: Order, state: State) -> Refusal | None:
     key = state.keys.get(order.api_key_id)
-    if key is None or not key.is_valid(state.now):
+    if key is None or not is_valid(key, state.now):
         return Refusal(Code.UNAUTHORIZED)
     return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
 
@@ -90,11 +101,11 @@ def _campaign_refusal(order: Order, state: State) -> Refusal | None:
 
 
 def _shortage(order: Order, state: State, taken: set[str]) -> Refusal | None:
-    def is_available(number: str) -> bool:
+    def can_be_taken(number: str) -> bool:
         row = state.numbers.get(number)
-        return row is not None and number not in taken and row.is_available_to(order.organization_id, state.now)
+        return row is not None and number not in taken and is_available(row, order.organization_id, state.now)
 
-    unavailable = [number for number in order.numbers if not is_available(number)]
+    unavailable = [number for number in order.numbers if not can_be_taken(number)]
     if not unavailable:
         return None
     requested, available = len(order.numbers), len(order.numbers) - len(unavailable)

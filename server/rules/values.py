@@ -57,12 +57,6 @@ class Number(NamedTuple):
     held_by: Id | None
     free_at: datetime | None
 
-    def is_available_to(self, organization_id: Id, now: datetime) -> bool:
-        """Whether the organization can order it: not assigned, not in quarantine, not held for another organization."""
-        if self.assignment_id is not None:
-            return False
-        return self.free_at is None or self.free_at <= now or self.held_by == organization_id
-
 
 class Account(NamedTuple):
     """An organization's balance, and the number of its newest ledger entry."""
@@ -77,9 +71,6 @@ class KeyGrant(NamedTuple):
     scopes: Sequence[str]
     expires_at: datetime | None
     revoked_at: datetime | None
-
-    def is_valid(self, now: datetime) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
 
 
 class Campaign(NamedTuple):

@@ -19,7 +19,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 from uuid_utils.compat import uuid7
 
 from server.errors import OperatorError
-from server.keys import SCOPES, digest, new_key
+from server.keys import digest, new_key
+from server.scopes import SCOPES
 from server.store.tables import (
     CAMPAIGN_STATUSES,
     IDENTITY_STATUSES,

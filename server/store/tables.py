@@ -137,7 +137,7 @@ def is_available(organization_id: UUID | None = None, now: ColumnElement[datetim
     """Whether the organization can order a phone_number. Without an organization: whether every organization can.
 
     That is so if it is not assigned, and not in quarantine or held for another organization. Orders use the same rule
-    in Python, `rules.values.Number.is_available_to`. A test compares the two.
+    in Python, `rules.ordering.is_available`. A test compares the two.
     """
     n = phone_number.c
     may_order = or_(n.free_at.is_(None), n.free_at <= now)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.keys import SCOPES
 from server.rpc.auth import required_scope
 from server.rpc.server import SERVICE
+from server.scopes import SCOPES
 
 METHODS = [method.name for method in SERVICE.methods]
 

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import literal, select, text
 
+from server.rules import ordering
 from server.rules.values import Number
 from server.store.tables import Instant, is_available, phone_number
 
@@ -47,7 +48,7 @@ def available_by_sql(connection, organization_id=None):
 
 def available_by_rule(organization_id):
     rows = {number: Number("local", True, True, 0, *state) for number, state in STATES.items()}
-    return {number: row.is_available_to(organization_id, NOW) for number, row in rows.items()}
+    return {number: ordering.is_available(row, organization_id, NOW) for number, row in rows.items()}
 
 
 def test_sql_and_rule_agree_for_an_organization_that_numbers_are_held_for(connection):

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, Engine, Text, cast, func, insert, literal, select, text, update
 
 from server import keys
+from server.scopes import SCOPES
 from server.store import admin
 from server.store.tables import api_key, assignment, organization, phone_number
 
@@ -32,7 +33,7 @@ class Customer:
     def open(cls, engine: Engine, credit_micros: int = CREDIT_MICROS) -> "Customer":
         with engine.begin() as connection:
             id_ = admin.create_organization(connection, "A customer", credit_micros)
-            key = admin.create_key(connection, id_, keys.SCOPES)
+            key = admin.create_key(connection, id_, SCOPES)
         return cls(engine, id_, key.key, key.id)
 
     def poor(self) -> "Customer":
@@ -67,14 +68,14 @@ class Customer:
 
     def expired_key(self) -> str:
         with self.engine.begin() as connection:
-            key = admin.create_key(connection, self.id, keys.SCOPES, timedelta(hours=1))
+            key = admin.create_key(connection, self.id, SCOPES, timedelta(hours=1))
             past = func.now() - timedelta(seconds=1)
             connection.execute(update(api_key).where(api_key.c.id == key.id).values(expires_at=past))
         return key.key
 
     def revoked_key(self, *scopes: str) -> str:
         with self.engine.begin() as connection:
-            key = admin.create_key(connection, self.id, scopes or keys.SCOPES)
+            key = admin.create_key(connection, self.id, scopes or SCOPES)
             admin.revoke_key(connection, key.id)
         return key.key
 

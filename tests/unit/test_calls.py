@@ -10,9 +10,9 @@ import pytest
 from server.api.orders import PhoneNumberService
 from server.batching import Response
 from server.config import Settings
-from server.keys import SCOPES
 from server.rpc.calls import Calls
 from server.rpc.server import SERVICE
+from server.scopes import SCOPES
 from server.store.reads import Principal
 
 

@@ -9,8 +9,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from ordernumbers.v1 import phone_number_service_pb2
 from server.config import Settings
-from server.keys import SCOPES
 from server.rpc.calls import Calls
+from server.scopes import SCOPES
 from server.store.reads import Principal
 
 

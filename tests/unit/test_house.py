@@ -11,10 +11,10 @@ from ordernumbers.v1 import errors_pb2
 from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, PhoneNumber
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
 from server.errors import AT_THE_EDGE, ERRORS, Code
-from server.keys import SCOPES
 from server.rpc.auth import required_scope
 from server.rpc.server import SERVICE
 from server.rules.values import Routing
+from server.scopes import SCOPES
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server"
@@ -28,7 +28,7 @@ LAYERS = [
     {"store"},
     {"messages"},
     {"rules"},
-    {"config", "errors", "keys", "log", "money"},
+    {"config", "errors", "keys", "log", "money", "scopes"},
 ]
 
 

@@ -252,20 +252,20 @@ def test_a_replay_needs_a_key_that_is_valid_now():
 
 
 @pytest.mark.parametrize("asked", [b"this", b"that"])
-def test_of_two_orders_under_one_key_the_second_waits_for_the_firsts_answer(asked):
+def test_of_two_orders_with_one_key_the_second_is_retried(asked):
     first, second, third = decide([keyed(), keyed(NUMBERS[1], asked=asked), keyed(NUMBERS[1], key="j")], state())
     assert isinstance(first, Placed)
     assert second == Retry()
     assert isinstance(third, Placed)
 
 
-def test_after_a_refusal_a_key_is_free():
+def test_a_refusal_leaves_the_key_free():
     refused, placed = decide([keyed("+19999999999"), keyed()], state())
     assert refusal(refused)[0] is Code.INSUFFICIENT_INVENTORY
     assert isinstance(placed, Placed)
 
 
-def test_of_busy_rows_nothing_is_decided():
+def test_an_order_of_rows_locked_elsewhere_is_retried():
     numbers = {NUMBERS[1]: number()}
     busy = state(numbers=numbers, locked_elsewhere=frozenset({NUMBERS[0], OTHER}))
     orders = [

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, exists, select
 
 from server import keys
 from server.run.embedded.files import write_private
+from server.scopes import SCOPES
 from server.store import admin, inventory
 from server.store.tables import api_key, is_available, organization, phone_number
 
@@ -78,7 +79,7 @@ def _make_organization(connection: Connection, data_dir: Path) -> None:
 
 
 def _make_key(connection: Connection, organization_id: UUID, data_dir: Path) -> UUID:
-    new = admin.create_key(connection, organization_id, keys.SCOPES)
+    new = admin.create_key(connection, organization_id, SCOPES)
     write_private(data_dir / KEY_FILE, new.key + "\n")
     return new.id
 
