@@ -99,15 +99,20 @@ SELL = [
 ]
 
 
-def sell(customer, number):
-    """Write an order of one number for one credit, as a server does. Return its ids."""
-    ids = {
+def sale_of(customer, number):
+    """The ids of a new sale, as SELL takes them."""
+    return {
         "organization": customer.id,
         "key": customer.key_id,
         "order": uuid7(),
         "assignment": uuid7(),
         "number": number,
     }
+
+
+def sell(customer, number):
+    """Write an order of one number for one credit, as a server does. Return its ids."""
+    ids = sale_of(customer, number)
     with customer.engine.begin() as connection:
         for statement in SELL:
             connection.execute(text(statement), ids)

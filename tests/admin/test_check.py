@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 from server.store import check
 from server.store.check import violations
 from server.store.engine import admin_engine
-from tests.admin.conftest import COUNT_1, COUNT_3, NO_COUNT, SELL, TWO_MORE_NUMBERS, sell
+from tests.admin.conftest import COUNT_1, COUNT_3, NO_COUNT, SELL, TWO_MORE_NUMBERS, sale_of, sell
 from tests.support.customer import CREDIT_MICROS, Customer
 from tests.support.stack import wait_until
 
@@ -304,13 +304,7 @@ def test_orders_at_the_same_time_cause_no_findings(database, customer, monkeypat
 
 def test_an_uncommitted_order_causes_no_findings(database, customer):
     (number,) = customer.numbers(1)
-    ids = {
-        "organization": customer.id,
-        "key": customer.key_id,
-        "order": uuid7(),
-        "assignment": uuid7(),
-        "number": number,
-    }
+    ids = sale_of(customer, number)
     with database.engine.begin() as connection:
         for statement in SELL:
             connection.execute(text(statement), ids)

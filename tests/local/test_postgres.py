@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 
@@ -15,40 +14,10 @@ from server.errors import OperatorError
 from server.run.embedded import binaries, log_file
 from server.run.embedded.binaries import postgres_version
 from server.run.embedded.postgres import LOG_FILE, EmbeddedPostgres, url_of_running
+from tests.support.clusters import cluster_of, processes_of, value
 from tests.support.stack import wait_until
 
 ROOT = Path(__file__).parents[2]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-def value(url, query):
-    with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(query).fetchone()[0]
-
-
-def processes_of(data_dir):
-    """Return all processes with the folder on their command line: guards and postmasters."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(str(data_dir) in word for word in process.info["cmdline"] or ())
-    ]
-
-
-def cluster_of(data_dir):
-    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
-    return cluster
-
-
-@pytest.fixture
-def data_dir(open_path):
-    return open_path / "data"
-
-
-@pytest.fixture
-def started(data_dir):
-    with EmbeddedPostgres(data_dir, fsync=False) as started:
-        yield started
 
 
 # ---------------------------------------------------------------- what it is

@@ -17,39 +17,9 @@ from server.run.embedded.binaries import POSTGRES, binaries_folder, installed_pa
 from server.run.embedded.cluster import private_folder
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.run.embedded.system_user import PRIVATE_IDS, SystemUser, can_access, user_id
+from tests.support.clusters import as_root, cluster_of, value
 
 ROOT = Path(__file__).parents[2]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-def value(url, query):
-    with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(query).fetchone()[0]
-
-
-def processes_of(data_dir):
-    """Return all processes with the folder on their command line: guards and postmasters."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(str(data_dir) in word for word in process.info["cmdline"] or ())
-    ]
-
-
-def cluster_of(data_dir):
-    (cluster,) = [path for path in data_dir.glob("postgres-*") if path.is_dir()]
-    return cluster
-
-
-@pytest.fixture
-def data_dir(open_path):
-    return open_path / "data"
-
-
-@pytest.fixture
-def started(data_dir):
-    with EmbeddedPostgres(data_dir, fsync=False) as started:
-        yield started
 
 
 @as_root
