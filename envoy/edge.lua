@@ -10,11 +10,13 @@ local HEADERS_BYTES_MAX, HEADERS_MAX = 16384, 100
 -- Envoy itself responds here, from its health checks of the servers.
 ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
 
--- The access log has the name of a route, not the path that the caller sent. That path could contain a key.
-local ROUTE_BY_NAME = {}
+-- The access log has the name of a route, not the path that the caller sent. That path could contain a key. The name of
+-- a fixed path is the path itself.
+local ROUTE_BY_NAME, ROUTES_WITH_VARIABLES = {}, {}
 for _, route in ipairs(ROUTES) do
   route.name = route.path:gsub("%[%^/%]%+", "*"):gsub("[%^$%%]", "")
   ROUTE_BY_NAME[route.name] = route
+  if route.name:find("*", 1, true) then ROUTES_WITH_VARIABLES[#ROUTES_WITH_VARIABLES + 1] = route end
 end
 
 local function store(h, key, value)
@@ -89,8 +91,10 @@ local function has_one_host(values) return not values[":authority"]:find(",", 1,
 local function split_target(target) return (target or ""):match("^([^?]*)%??(.*)$") end
 
 local function find_route(path)
-  for _, route in ipairs(ROUTES) do
-    if path:find(route.path) then return route end
+  local route = ROUTE_BY_NAME[path]
+  if route then return route end
+  for _, candidate in ipairs(ROUTES_WITH_VARIABLES) do
+    if path:find(candidate.path) then return candidate end
   end
 end
 
@@ -111,15 +115,43 @@ local function details_of(name, rule)
   end
 end
 
+-- Returns a text without its percent-encoding, or nil if that is malformed.
+local function percent_decoded(text)
+  if text:gsub("%%%x%x", ""):find("%", 1, true) then return nil end
+  return (text:gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
+end
+
+-- Returns the rule that a parameter breaks. `value` is nil if the parameter has no "=".
+local function broken_rule(shape, value, is_repeated)
+  if not shape then return "unknown parameter" end
+  if is_repeated and type(shape) == "string" then return "repeated parameter" end
+  local text = value and percent_decoded(value)
+  if not text or text:find("%z") then return "malformed value" end
+  if type(shape) == "table" then shape = shape[1] end
+  if shape == "string" then return end
+  local ok, _, rule = check_json(text, shape)
+  if not ok then return rule or "malformed value" end
+end
+
+local function error_of_query(query, shapes)
+  local seen = {}
+  for pair in query:gmatch("[^&]+") do
+    local name, value = pair:match("^[^=]*"), pair:match("=(.*)$")
+    local rule = broken_rule(shapes and shapes[name], value, seen[name])
+    if rule then return "400", details_of(name, rule) end
+    seen[name] = true
+  end
+end
+
 -- The functions error_of_… return nil, or the HTTP status of an error and sometimes more about it.
 local function error_of_rest(headers, values, route, path, query)
   if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- an escaped slash could hide a segment
   if not route then return "404" end
   local takes = route[values[":method"]]
   if not takes then return "405", { allow = route.allow } end
-  for pair in query:gmatch("[^&]+") do
-    local name = pair:match("^[^=]*")
-    if not (takes.query and takes.query[name]) then return "400", details_of(name, "unknown parameter") end
+  if query ~= "" then
+    local status, more = error_of_query(query, takes.query)
+    if status then return status, more end
   end
   local media_type = values["content-type"] or ""
   if is_grpc(media_type) or takes.body and not is_json(media_type) then return "415" end
@@ -170,9 +202,16 @@ local function error_of_grpc_body(h)
   if is_ours and h:body() then return error_of_trailers(h) end
 end
 
+-- The transcoder would read such a body, and its members would replace the id in the path.
+local function error_of_unwanted_body(h)
+  local body = h:body()
+  if body and body:length() > 0 then return "400" end
+  return error_of_trailers(h)
+end
+
 local function error_of_rest_body(h, route)
   local takes = route[h:headers():get(":method")]
-  if not takes.body then return end
+  if not takes.body then return error_of_unwanted_body(h) end
   local body = h:body(true)                  -- Envoy responds 413 to a body above the listener's buffer limit
   local ok, name, rule = check_json(body:getBytes(0, body:length()), takes.body)
   if not ok then return "400", details_of(name, rule) end

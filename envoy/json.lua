@@ -1,15 +1,18 @@
--- Checks that a text is strict JSON (RFC 8259) of a known shape. A shape is "string", "number", "boolean", a list
--- { element }, or an object { member = shape, ... }. A member may also be null, which means that it is absent.
+-- Checks that a text is strict JSON (RFC 8259) of a known shape. A shape is "string", "number", "int32", "uint32",
+-- "boolean", a list { element }, or an object { member = shape, ... }. A member may also be null, which means that it is
+-- absent.
 --
 -- The transcoder is lenient: it drops unknown members and nulls in lists, joins repeated members, flattens lists and
--- repairs the syntax. It does check the meaning of escapes, code points and digits, so this script does not.
+-- repairs the syntax. It does check the meaning of escapes and code points, so this script does not.
 local READ = {}
-local A = { string = "a string", number = "a number", boolean = "a boolean", list = "a list", object = "an object" }
+local A = { string = "a string", number = "a number", int32 = "an integer", uint32 = "an integer",
+  boolean = "a boolean", list = "a list", object = "an object" }
 
 -- The kind of a value, by its first word or character.
 local KIND_OF = { ['"'] = "string", ["-"] = "number", ["["] = "list", ["{"] = "object", ["true"] = "boolean",
   ["false"] = "boolean", null = "null" }
 for digit = 0, 9 do KIND_OF[tostring(digit)] = "number" end
+local BASE_KIND = { int32 = "number", uint32 = "number" }
 
 local function kind(shape) return type(shape) == "string" and shape or shape[1] and "list" or "object" end
 
@@ -22,7 +25,7 @@ local function read_mark(s, i, mark) return s:match("^[ \t\r\n]*" .. mark .. "[ 
 -- syntax is wrong.
 local function read(s, i, shape)
   local wanted, found = kind(shape), KIND_OF[s:match("^%a+", i) or s:sub(i, i)]
-  if found and found ~= wanted then return nil, "", "must be " .. A[wanted] end
+  if found and found ~= wanted and found ~= BASE_KIND[wanted] then return nil, "", "must be " .. A[wanted] end
   return READ[wanted](s, i, shape)
 end
 
@@ -33,6 +36,19 @@ function READ.number(s, i)
   i = i and (s:match("^%.%d+()", i) or i)
   return i and (s:match("^[eE][+-]?%d+()", i) or i)
 end
+
+-- In JSON an integer has many spellings: 100, 100.0 and 1e2 are the same number.
+local function integer(min, max)
+  return function(s, i)
+    local after = READ.number(s, i)
+    local value = after and tonumber(s:sub(i, after - 1))
+    if value and not (value >= min and value <= max and value % 1 == 0) then
+      return nil, "", ("must be an integer of %d..%d"):format(min, max)
+    end
+    return after
+  end
+end
+READ.int32, READ.uint32 = integer(-2147483648, 2147483647), integer(0, 4294967295)
 
 function READ.string(s, i)
   i = s:match('^"()', i)

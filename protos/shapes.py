@@ -9,24 +9,24 @@ from collections.abc import Collection, Iterable
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-STRING, NUMBER, BOOLEAN = '"string"', '"number"', '"boolean"'
+STRING, NUMBER, INT32, UINT32, BOOLEAN = '"string"', '"number"', '"int32"', '"uint32"', '"boolean"'
 
 SCALARS = {
     FieldDescriptor.TYPE_BOOL: BOOLEAN,
     FieldDescriptor.TYPE_BYTES: STRING,  # in base64
     FieldDescriptor.TYPE_DOUBLE: NUMBER,
     FieldDescriptor.TYPE_ENUM: STRING,  # the name of the value
-    FieldDescriptor.TYPE_FIXED32: NUMBER,
+    FieldDescriptor.TYPE_FIXED32: UINT32,
     FieldDescriptor.TYPE_FIXED64: STRING,  # as all 64-bit integers, because JSON readers round large numbers
     FieldDescriptor.TYPE_FLOAT: NUMBER,
-    FieldDescriptor.TYPE_INT32: NUMBER,
+    FieldDescriptor.TYPE_INT32: INT32,
     FieldDescriptor.TYPE_INT64: STRING,
-    FieldDescriptor.TYPE_SFIXED32: NUMBER,
+    FieldDescriptor.TYPE_SFIXED32: INT32,
     FieldDescriptor.TYPE_SFIXED64: STRING,
-    FieldDescriptor.TYPE_SINT32: NUMBER,
+    FieldDescriptor.TYPE_SINT32: INT32,
     FieldDescriptor.TYPE_SINT64: STRING,
     FieldDescriptor.TYPE_STRING: STRING,
-    FieldDescriptor.TYPE_UINT32: NUMBER,
+    FieldDescriptor.TYPE_UINT32: UINT32,
     FieldDescriptor.TYPE_UINT64: STRING,
 }
 # Messages that are not an object in JSON. Empty is not here, because it is an object without members.
@@ -37,11 +37,11 @@ WELL_KNOWN = {
     "google.protobuf.Duration": STRING,
     "google.protobuf.FieldMask": STRING,
     "google.protobuf.FloatValue": NUMBER,
-    "google.protobuf.Int32Value": NUMBER,
+    "google.protobuf.Int32Value": INT32,
     "google.protobuf.Int64Value": STRING,
     "google.protobuf.StringValue": STRING,
     "google.protobuf.Timestamp": STRING,
-    "google.protobuf.UInt32Value": NUMBER,
+    "google.protobuf.UInt32Value": UINT32,
     "google.protobuf.UInt64Value": STRING,
 }
 REFUSED = {

@@ -6,10 +6,14 @@
 - rpc/                 what every call goes through: request id, key, scope, field rules, status, log
 - api/                 protobuf to domain, one file per resource
 - batching.py          many waiting orders become one transaction
-- order_connection.py  a database connection for orders, one transaction at a time
-- pending.py           orders that wait for their transaction
-- store/               connections, the order transaction, reads, admin work, the check
-- store/sql/           the statements of the hot path
+- writing.py           all other writes
+- one_by_one.py        writes that are tried alone until their deadline, orders among them
+- reading.py           reads, on connections of their own
+- admission.py         the limits of writes, and the wait for what becomes of each
+- write_connection.py  a database connection for writes, one transaction at a time
+- pending.py           writes that wait for their transaction
+- store/               connections, the transactions of all writes, reads, admin work, the check
+- store/sql/           the statements of the calls
 - store/migrations/    the steps from one schema to the next
 - messages.py          domain to response bytes
 - rules/               the decisions, without gRPC and without SQL

@@ -87,10 +87,18 @@ class Settings(BaseSettings):
     """How long a batch waits to be as large as the one before. It does not wait after a batch of one order."""
     orders_in_progress_max: Count = 2000
     """Orders in progress in one worker, waiting or running. It refuses more with UNAVAILABLE."""
+    write_connections: Annotated[int, Field(ge=1, le=16)] = 2
+    """Database connections per worker for all other writes: holds, bulk orders, changes, releases. One at a time."""
+    writes_in_progress_max: Count = 500
+    """Such writes in progress in one worker, waiting or running. It refuses more with UNAVAILABLE."""
+    read_connections: Annotated[int, Field(ge=1, le=16)] = 2
+    """Database connections per worker for reads."""
+    reads_in_progress_max: Count = 500
+    """Reads in progress in one worker, waiting or running. It refuses more with UNAVAILABLE."""
     unsettled_commits_max: Count = 8
-    """Unsettled commits per worker, which may still run in the database. At this many it refuses all orders."""
+    """Unsettled commits per worker, which may still run in the database. At this many it refuses all writes."""
     idempotency_ms: Annotated[int, Field(ge=86_400_000, le=31_536_000_000)] = 86_400_000
-    """How long the response to an order is kept under its idempotency key. At least one day."""
+    """How long a response is kept under its idempotency key. At least one day."""
     key_cache_ms: Annotated[int, Field(ge=0, le=2000)] = 2000
     """How long a worker caches an API key. The transaction of a sale always reads it again."""
     unknown_keys_per_second: Count = 500
@@ -99,10 +107,14 @@ class Settings(BaseSettings):
     """Longest time for any call, whatever deadline its caller sets."""
     rest_deadline_ms: Annotated[int, Field(gt=100, le=300_000)] = 5000
     """Longest time for a REST call."""
+    rest_ms: Annotated[int, Field(ge=0, le=31_536_000_000)] = 2_592_000_000
+    """How long a released number waits for its former owner only. Then every organization can order it."""
+    held_numbers_max: Count = 1000
+    """How many numbers an organization may hold. It refuses more with LIMIT_EXCEEDED."""
     lock_timeout_ms: Count = 200
     """How long one attempt waits for a row that another transaction has locked."""
     transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
-    """Longest time for the transaction of an order."""
+    """Longest time for the transaction of an order or another write."""
     idle_in_transaction_timeout_ms: Count = 5000
     """How long a worker may be frozen in a transaction. Then PostgreSQL ends it, which frees its rows."""
     connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000

@@ -18,6 +18,7 @@ class Code(StrEnum):
     VALIDATION_FAILED = "VALIDATION_FAILED"
     NOT_FOUND = "NOT_FOUND"
     INSUFFICIENT_INVENTORY = "INSUFFICIENT_INVENTORY"
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     INSUFFICIENT_CREDIT = "INSUFFICIENT_CREDIT"
     IDEMPOTENCY_IN_PROGRESS = "IDEMPOTENCY_IN_PROGRESS"
     IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
@@ -50,9 +51,10 @@ ERRORS: Mapping[Code, ErrorSpec] = {
     Code.VALIDATION_FAILED: ErrorSpec("INVALID_ARGUMENT", 422, "validation failed"),
     Code.NOT_FOUND: ErrorSpec("NOT_FOUND", 404, "not found"),
     Code.INSUFFICIENT_INVENTORY: ErrorSpec("ABORTED", 409, "insufficient inventory"),
+    Code.LIMIT_EXCEEDED: ErrorSpec("FAILED_PRECONDITION", 409, "limit exceeded"),
     Code.INSUFFICIENT_CREDIT: ErrorSpec("FAILED_PRECONDITION", 402, "insufficient credit"),
-    Code.IDEMPOTENCY_IN_PROGRESS: ErrorSpec("ABORTED", 409, "an order with this idempotency key is under way", 1),
-    Code.IDEMPOTENCY_KEY_REUSED: ErrorSpec("FAILED_PRECONDITION", 422, "idempotency key was used for another order"),
+    Code.IDEMPOTENCY_IN_PROGRESS: ErrorSpec("ABORTED", 409, "a request with this idempotency key is under way", 1),
+    Code.IDEMPOTENCY_KEY_REUSED: ErrorSpec("FAILED_PRECONDITION", 422, "idempotency key was used for another request"),
     Code.RATE_LIMITED: ErrorSpec("RESOURCE_EXHAUSTED", 429, "rate limited", 1),
     Code.METHOD_NOT_ALLOWED: ErrorSpec("INVALID_ARGUMENT", 405, "method not allowed"),
     Code.REQUEST_TIMEOUT: ErrorSpec("DEADLINE_EXCEEDED", 408, "request not received in time"),
@@ -64,6 +66,8 @@ ERRORS: Mapping[Code, ErrorSpec] = {
     Code.UNAVAILABLE: ErrorSpec("UNAVAILABLE", 503, "service unavailable", 1),
     Code.TIMEOUT: ErrorSpec("DEADLINE_EXCEEDED", 504, "request timed out"),
 }
+"""LIMIT_EXCEEDED is not RESOURCE_EXHAUSTED. Many gRPC clients send a call with that status again by themselves, which
+does not help: the caller must first give something back."""
 
 AT_THE_EDGE: Sequence[Code] = (
     Code.INVALID_INPUT,
@@ -91,9 +95,10 @@ class Shortage:
 
 
 class Refusal(Exception):
-    """A call that was refused and changed nothing. Only an order with TIMEOUT may have been carried out.
+    """A call that was refused and changed nothing. Only a call with TIMEOUT may have been carried out.
 
     `details` maps fields to the rules that they break. Everything in it is sent to the caller, so nothing is internal.
+    `http_status` is the one of the table, unless the refusal has another.
     """
 
     def __init__(
@@ -103,12 +108,14 @@ class Refusal(Exception):
         message: str | None = None,
         details: Mapping[str, str] | None = None,
         shortage: Shortage | None = None,
+        http_status: int | None = None,
     ) -> None:
         self.code = code
         self.spec = ERRORS[code]
         self.message = message or self.spec.message
         self.details = details
         self.shortage = shortage
+        self.http_status = http_status or self.spec.http_status
         super().__init__(self.message)
 
 

@@ -1,4 +1,4 @@
-"""Orders that wait for their transaction: the stage of each, and the queue. Nothing here awaits."""
+"""Writes that wait for their transaction, orders and others: the stage of each, and the queue. Nothing here awaits."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from server.errors import Code, Refusal
-from server.rules.values import Decision, Id, Order, Placed
+from server.rules.values import Decision, Done, Id, Order, Outcome, Placed, Write
 
 SEND_SECONDS_MIN = 0.05
-"""An order is not sent when less time is left before its deadline. It could only time out."""
+"""A write is not sent when less time is left before its deadline. It could only time out."""
 
 
 class Stage(Enum):
-    """How far an order has come."""
+    """How far a write has come."""
 
     QUEUED = auto()
     """The database has nothing of it."""
@@ -28,7 +28,7 @@ class Stage(Enum):
     """Its caller has a response. It must not be sent any more."""
 
 
-# The code at the deadline. UNAVAILABLE promises that the order is certainly not carried out.
+# The code at the deadline. UNAVAILABLE promises that the write is certainly not carried out.
 CODE_AT_DEADLINE = {
     Stage.QUEUED: Code.UNAVAILABLE,
     Stage.KEY_IN_USE: Code.IDEMPOTENCY_IN_PROGRESS,
@@ -38,19 +38,19 @@ CODE_AT_DEADLINE = {
 
 
 @dataclass(slots=True, eq=False)
-class PendingOrder:
-    """A waiting order. Its caller gets one response, through `decision`. `on_end` is called when all is done."""
+class PendingWrite:
+    """A waiting write. Its caller gets one response, through `decision`. `on_end` is called when all is done."""
 
-    order: Order
+    write: Order | Write
     deadline: float
     """In the event loop's time."""
-    decision: "asyncio.Future[Decision]"
+    decision: "asyncio.Future[Decision | Outcome]"
     on_end: Callable[[], None]
     stage: Stage = Stage.QUEUED
-    sent: Placed | None = None
-    """What was sent to be written, while the order is UNCONFIRMED."""
+    sent: Placed | Done | None = None
+    """What was sent to be written, while the write is UNCONFIRMED."""
     tries: int = 0
-    """Attempts on the retry connections."""
+    """Attempts alone in a transaction."""
     times_away: int = 0
     """Those of them that found no database."""
 
@@ -73,7 +73,7 @@ class PendingOrder:
         if self.stage not in (Stage.RESPONDED, Stage.UNCONFIRMED):
             self.stage = stage
 
-    def note_unknown(self, sent: Placed) -> None:
+    def note_unknown(self, sent: Placed | Done) -> None:
         """Note that the attempt may have written `sent`."""
         self.sent = sent
         if self.stage is not Stage.RESPONDED:
@@ -84,7 +84,7 @@ class PendingOrder:
         if self.stage is not Stage.RESPONDED:
             self._respond(Refusal(CODE_AT_DEADLINE[self.stage]))
 
-    def end(self, decision: Decision | None = None) -> None:
+    def end(self, decision: Decision | Outcome | None = None) -> None:
         """Respond with the decision. None: the deadline has passed, or the caller has left."""
         if decision is None:
             self.expire()
@@ -92,7 +92,7 @@ class PendingOrder:
             self._respond(decision)
         self.on_end()
 
-    def _respond(self, decision: Decision) -> None:
+    def _respond(self, decision: Decision | Outcome) -> None:
         if self.stage is Stage.RESPONDED:
             return
         self.stage = Stage.RESPONDED
@@ -106,22 +106,22 @@ class PendingOrder:
 
 @dataclass(slots=True)
 class Queue:
-    """Pending orders by organization. Organizations take turns."""
+    """Pending writes by organization. Organizations take turns."""
 
-    by_organization: OrderedDict[Id, deque[PendingOrder]] = field(default_factory=OrderedDict)
+    by_organization: OrderedDict[Id, deque[PendingWrite]] = field(default_factory=OrderedDict)
     length: int = 0
 
-    def put(self, pending: PendingOrder) -> None:
+    def put(self, pending: PendingWrite) -> None:
         self.length += 1
-        self.by_organization.setdefault(pending.order.organization_id, deque()).append(pending)
+        self.by_organization.setdefault(pending.write.organization_id, deque()).append(pending)
 
-    def take(self, orders_max: int, numbers_max: int) -> list[PendingOrder]:
-        """Take the next batch: at least one order, if there is any."""
-        batch: list[PendingOrder] = []
+    def take(self, orders_max: int, numbers_max: int) -> list[PendingWrite]:
+        """Take the next batch: at least one write, if there is any."""
+        batch: list[PendingWrite] = []
         numbers = 0
         while self.by_organization and len(batch) < orders_max:
             organization_id, pending = self.by_organization.popitem(last=False)
-            numbers += len(pending[0].order.numbers)
+            numbers += len(pending[0].write.numbers)
             if batch and numbers > numbers_max:
                 self.by_organization[organization_id] = pending
                 self.by_organization.move_to_end(organization_id, last=False)
@@ -133,17 +133,17 @@ class Queue:
         self.length -= len(batch)
         return batch
 
-    def take_without(self, numbers: set[str]) -> PendingOrder | None:
-        """Take the next order that has none of these numbers."""
+    def take_without(self, numbers: set[str]) -> PendingWrite | None:
+        """Take the next write that has none of these numbers."""
         for organization_id, pending in self.by_organization.items():
             for found in pending:
-                if numbers.isdisjoint(found.order.numbers):
+                if numbers.isdisjoint(found.write.numbers):
                     self.by_organization.move_to_end(organization_id)
                     self._remove(found)
                     return found
         return None
 
-    def take_unwanted(self) -> list[PendingOrder]:
+    def take_unwanted(self) -> list[PendingWrite]:
         """Take those that should not be sent any more."""
         queued = (each for pending in self.by_organization.values() for each in pending)
         unwanted = [each for each in queued if not each.is_wanted]  # asked once: the result changes with time
@@ -151,9 +151,9 @@ class Queue:
             self._remove(each)
         return unwanted
 
-    def _remove(self, pending: PendingOrder) -> None:
-        queue = self.by_organization[pending.order.organization_id]
+    def _remove(self, pending: PendingWrite) -> None:
+        queue = self.by_organization[pending.write.organization_id]
         queue.remove(pending)
         self.length -= 1
         if not queue:
-            del self.by_organization[pending.order.organization_id]
+            del self.by_organization[pending.write.organization_id]

@@ -1,57 +1,70 @@
 """Orders: from protobuf to the domain. rpc/calls.py has already done what every call needs."""
 
-import json
-from hashlib import sha256
-
-from uuid_utils import uuid7
-
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import (
+    BulkOrderNumbersRequest,
+    FindOrderRequest,
+    GetBulkOrderRequest,
+    GetOrderRequest,
+    OrderNumbersRequest,
+)
+from server.admission import Response
 from server.api.call import Call
-from server.batching import Batcher, Response
-from server.rules.values import Idempotency, Order, Routing
+from server.api.requests import criteria, new_id, routing, write
+from server.batching import Batcher
+from server.reading import Reads
+from server.rules.values import Choose, Order
+from server.writing import Writer
 
 
-class PhoneNumberService:
-    """ordernumbers.v1.PhoneNumberService: one method per RPC, with the RPC's name."""
+class Orders:
+    """The RPCs that make orders and look them up, by name."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, writer: Writer, reads: Reads) -> None:
         self._batcher = batcher
-
-    def is_full(self, method: str) -> bool:
-        """Whether a call of the method would be refused at once, because the queue of orders is full."""
-        return method == "OrderNumbers" and self._batcher.is_full
+        self._writer = writer
+        self._reads = reads
 
     async def OrderNumbers(self, request: OrderNumbersRequest, call: Call) -> Response:  # noqa: N802
         """Assign the named numbers, all or none. Raises Refusal."""
-        return await self._batcher.place(_order(request, call), call.timeout_seconds)
+        order = _order(request, call)
+        if request.validate_only:
+            return await self._reads.preview(order._replace(idempotency=None), call.timeout_seconds)
+        return await self._batcher.place(order, call.timeout_seconds)
+
+    async def BulkOrderNumbers(self, request: BulkOrderNumbersRequest, call: Call) -> Response:  # noqa: N802
+        """Choose numbers and assign them, all or none. Raises Refusal."""
+        wanted, settings = criteria(request), routing(request)
+        named = {"quantity": request.quantity, **wanted._asdict(), **settings._asdict()}
+        order_id = new_id()
+        # After the order's id: that order of the ids is how the assignments of an order are found.
+        action = Choose(request.quantity, wanted, tuple(new_id() for _ in range(request.quantity)), settings)
+        return await self._writer.carry_out(write(call, action, named, order_id), call.timeout_seconds)
+
+    async def GetOrder(self, request: GetOrderRequest, call: Call) -> Response:  # noqa: N802
+        """Return an order as it was. Raises Refusal."""
+        return await self._reads.order(call.caller, request.id, call.timeout_seconds)
+
+    async def FindOrder(self, request: FindOrderRequest, call: Call) -> Response:  # noqa: N802
+        """Return the order under an idempotency key as it was. Raises Refusal."""
+        return await self._reads.order_under_key(call.caller, request.idempotency_key, call.timeout_seconds)
+
+    async def GetBulkOrder(self, request: GetBulkOrderRequest, call: Call) -> Response:  # noqa: N802
+        """Return a bulk order as it was. Raises Refusal."""
+        return await self._reads.bulk_order(call.caller, request.id, call.timeout_seconds)
 
 
 def _order(request: OrderNumbersRequest, call: Call) -> Order:
-    numbers, routing = tuple(request.numbers), _routing(request)
-    key = call.idempotency_key
-    # The ids are made once, here. However often a transaction with it is tried, it is the same order.
+    numbers, settings = tuple(request.numbers), routing(request)
+    # Most orders have no idempotency key, and need no digest of the request.
+    idempotency = call.idempotency({"numbers": numbers, **settings._asdict()}) if call.idempotency_key else None
     return Order(
-        id=str(uuid7()),
+        id=new_id(),
         organization_id=call.principal.organization_id,
         api_key_id=call.principal.api_key_id,
         scope=call.scope,
         request_id=call.request_id,
         numbers=numbers,
-        assignment_ids=tuple(str(uuid7()) for _ in numbers),
-        routing=routing,
-        idempotency=None if key is None else Idempotency(key, _fingerprint(call.method, numbers, routing)),
+        assignment_ids=tuple(new_id() for _ in numbers),
+        routing=settings,
+        idempotency=idempotency,
     )
-
-
-def _routing(request: OrderNumbersRequest) -> Routing:
-    present = {field.name: value for field, value in request.ListFields()}
-    routing = Routing(*map(present.get, Routing._fields))
-    # A UUID may be sent in upper case. The database returns it in lower case, and texts are compared.
-    return routing._replace(campaign_id=routing.campaign_id.lower()) if routing.campaign_id else routing
-
-
-def _fingerprint(method: str, numbers: tuple[str, ...], routing: Routing) -> bytes:
-    """The digest of a method and its request."""
-    # Without absent fields: a field that a later version adds changes no fingerprint that is stored already.
-    present = {name: value for name, value in routing._asdict().items() if value is not None}
-    return sha256(json.dumps([method, {"numbers": numbers, **present}], sort_keys=True).encode()).digest()

@@ -12,7 +12,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 from typer.exceptions import TyperException
 
-from server.cli import brand, campaign, database, inventory, key, org, running
+from server.cli import brand, campaign, database, hold, inventory, key, number, org, running
 from server.cli.common import describe_database_error
 from server.cli.output import fail
 from server.errors import OperatorError
@@ -32,6 +32,8 @@ for name, group in (
     ("brand", brand.app),
     ("campaign", campaign.app),
     ("inventory", inventory.app),
+    ("number", number.app),
+    ("hold", hold.app),
 ):
     app.add_typer(group, name=name)
 

@@ -25,7 +25,7 @@ def upgrade(as_json: Json = False) -> None:
 def check(as_json: Json = False) -> None:
     """Verify the data and the durability settings of the database.
 
-    Numbers, assignments, orders, balances and ledger entries must agree.
+    Numbers, orders, holds, releases, the history, balances and ledger entries must agree.
     The settings must keep every acknowledged commit in a crash.
     The command is safe while orders are placed.
     The exit status is 1 if something is wrong.

@@ -52,7 +52,7 @@ def import_file(
 
 @app.command("stats")
 def stats(as_json: Json = False) -> None:
-    """Count the available, assigned and quarantined numbers of each type."""
+    """Count the available, assigned, held and resting numbers of each type."""
     from server.store.inventory import stats as count_numbers  # noqa: PLC0415
 
     counts = in_transaction(count_numbers)

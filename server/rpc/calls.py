@@ -8,18 +8,19 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
+from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from ulid import ULID
 from uuid_utils import uuid7
 
+from server.admission import Response
 from server.api.call import Call
-from server.batching import Response
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
 from server.errors import Code, Refusal
 from server.rpc import idempotency_key
@@ -83,7 +84,7 @@ class Calls:
         return handle
 
     def _responder(self, descriptor: MethodDescriptor, method: Method) -> Callable[..., Awaitable[bytes]]:
-        name, scope = descriptor.full_name, required_scope(descriptor)
+        name, scope, in_path = descriptor.full_name, required_scope(descriptor), path_fields(descriptor)
         request_class = GetMessageClass(descriptor.input_type)
         violations(request_class())  # raises now if it has a field that cannot be checked
 
@@ -96,7 +97,7 @@ class Calls:
             if scope is None or scope not in record.principal.scopes:
                 raise Refusal(Code.FORBIDDEN)
             request = _parse(request_class, await _read_message(context, ends))
-            key = _validate(request, by_name.get(idempotency_key.HEADER, ()))
+            key = _validate(request, by_name.get(idempotency_key.HEADER, ()), in_path)
             timeout_seconds = max(0.0, ends - time.monotonic())
             call = Call(record.request_id, record.principal, name, scope, key, timeout_seconds)
             response = await method(request, call)
@@ -113,6 +114,13 @@ class Calls:
         remaining = context.time_remaining()
         seconds = self._seconds_max if remaining is None else min(self._seconds_max, remaining)
         return max(0.0, seconds - RESPONSE_SECONDS)
+
+
+def path_fields(method: MethodDescriptor) -> Collection[str]:
+    """The fields of the request that REST has in the path, from the method's `google.api.http` option."""
+    rule = method.GetOptions().Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern")
+    return frozenset(re.findall(r"{(\w+)}", getattr(rule, verb)) if verb else ())
 
 
 def _refusal(error: Exception, request_id: str) -> Refusal:
@@ -172,9 +180,11 @@ def _parse(request_class: type[Message], message: bytes) -> Message:
         raise Refusal(Code.INVALID_INPUT) from None
 
 
-def _validate(request: Message, idempotency_keys: Sequence[str | bytes]) -> str | None:
+def _validate(request: Message, idempotency_keys: Sequence[str | bytes], in_path: Collection[str]) -> str | None:
     """The idempotency key, if there is one. Raises VALIDATION_FAILED with all violations at once."""
     key, key_violations = idempotency_key.read(idempotency_keys)
     if details := violations(request) | key_violations:
-        raise Refusal(Code.VALIDATION_FAILED, details=details)
+        # A malformed path is a malformed request, whatever the rest of it is.
+        http_status = 400 if any(name in in_path for name in details) else None
+        raise Refusal(Code.VALIDATION_FAILED, details=details, http_status=http_status)
     return key

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Collection
 from contextlib import suppress
 
 import grpc
@@ -10,14 +11,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ordernumbers.v1 import phone_number_service_pb2
-from server.api.orders import PhoneNumberService
+from server.admission import Shared
+from server.api.service import PhoneNumberService
 from server.batching import Batcher
 from server.config import Settings, host_and_port
+from server.reading import Reads
 from server.rpc.auth import Authenticator
 from server.rpc.calls import Calls
 from server.store.connection import DatabaseAway
 from server.store.idempotency import purge
-from server.store.reads import Reader
+from server.store.reads import KEYS, Principal, Reader
+from server.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +52,14 @@ OPTIONS = [
 class Server:
     """A running worker. Made by `start`."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(self, settings: Settings, database_url: str, worker: int) -> None:
         self._settings = settings
         self._database_url = database_url
-        self._reader = Reader(database_url, settings, READ_SECONDS_MAX)
-        self._batcher = Batcher(settings, database_url)
+        shared = Shared(settings)
+        self._keys = Reader(database_url, settings, KEYS)
+        self._reads = Reads(settings, database_url, worker)
+        self._batcher = Batcher(settings, database_url, shared)
+        self._writer = Writer(settings, database_url, shared)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         self._draining = False
@@ -61,12 +68,12 @@ class Server:
     @classmethod
     async def start(cls, settings: Settings, database_url: str, port: int) -> "Server":
         """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
-        self = cls(settings, database_url)
+        self = cls(settings, database_url, port - settings.grpc_port)
         self._add_services()
         try:
             self._server.add_insecure_port(host_and_port(settings.grpc_bind, port))
         except RuntimeError:
-            await self._batcher.close()
+            await self._close()
             raise OSError(f"port {port} of {settings.grpc_bind} is in use") from None
         await self._check_health()
         await self._server.start()
@@ -87,20 +94,26 @@ class Server:
         await self._report(serving=False)
         await asyncio.sleep(self._settings.drain_ms / 1000)
         await self._server.stop(grace=self._settings.deadline_max_ms / 1000)
+        await self._close()
+
+    async def _close(self) -> None:
         await self._batcher.close()
-        await self._reader.close()
+        await self._writer.close()
+        await self._reads.close()
+        await self._keys.close()
 
     def _add_services(self) -> None:
         settings = self._settings
-        authenticator = Authenticator(
-            self._reader.find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second
-        )
-        service = PhoneNumberService(self._batcher)
+        authenticator = Authenticator(self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second)
+        service = PhoneNumberService(settings, self._batcher, self._writer, self._reads)
         handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
         self._server.add_generic_rpc_handlers([handlers])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
+
+    async def _find_keys(self, digests: Collection[bytes]) -> dict[bytes, Principal]:
+        return await self._keys.find_keys(digests, READ_SECONDS_MAX)
 
     async def _watch_health(self) -> None:
         while True:
@@ -124,7 +137,7 @@ class Server:
     async def _check_health(self) -> None:
         """Report SERVING if an order could be carried out."""
         try:
-            await self._reader.check_if_idle()
+            await asyncio.gather(self._keys.check_if_idle(), self._reads.check_if_idle(), self._writer.check_if_idle())
             await self._batcher.check()
             serving = True
         except DatabaseAway as error:

@@ -35,7 +35,7 @@ async def abort(context: Context, refusal: Refusal, request_id: str) -> NoReturn
     grpc_status = getattr(grpc.StatusCode, spec.grpc_status)
     status = status_pb2.Status(code=grpc_status.value[0], message=refusal.message)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=refusal.code, domain=DOMAIN)]
-    trailing: list[tuple[str, str | bytes]] = [("x-request-id", request_id), ("http-status", str(spec.http_status))]
+    trailing: list[tuple[str, str | bytes]] = [("x-request-id", request_id), ("http-status", str(refusal.http_status))]
     if spec.retry_seconds:
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=spec.retry_seconds)))
         trailing.append(("retry-after", str(spec.retry_seconds)))

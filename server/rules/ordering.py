@@ -3,25 +3,19 @@
 The caller has read the state under locks and keeps them until the decisions are written (store/orders.py).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from server.errors import Code, Refusal, Shortage
-from server.rules.values import Account, Decision, Id, KeyGrant, Number, Order, Placed, Replayed, Retry, State
-
-SENDING_IDENTITIES = frozenset({"VERIFIED", "VETTED_VERIFIED"})
+from server.rules.access import campaign_refusal, known_result, scoped_key
+from server.rules.values import Account, Decision, Id, Number, Order, Placed, Retry, State
 
 
 def is_available(number: Number, organization_id: Id, now: datetime) -> bool:
-    """Whether the organization can order it: not assigned, not in quarantine, not held for another organization."""
+    """Whether the organization can order it: not assigned, and not resting or held for another one."""
     if number.assignment_id is not None:
         return False
     return number.free_at is None or number.free_at <= now or number.held_by == organization_id
-
-
-def is_valid(key: KeyGrant, now: datetime) -> bool:
-    """Whether the key is neither revoked nor expired."""
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
 
 
 def decide(orders: Iterable[Order], state: State) -> list[Decision]:
@@ -31,7 +25,7 @@ def decide(orders: Iterable[Order], state: State) -> list[Decision]:
     accounts = dict(state.accounts)
     decisions: list[Decision] = []
     for order in orders:
-        key = _scoped_key(order)
+        key = scoped_key(order)
         # The earlier order's response is stored when it is written. Until then there is none to replay.
         decision = Retry() if key in used_keys else _decide_one(order, state, taken, accounts)
         if isinstance(decision, Placed):
@@ -47,12 +41,13 @@ def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[I
     if order.organization_id in state.locked_elsewhere:
         return Retry()
     # Before the locked numbers: a refusal or a replay needs none of them.
-    known = _key_refusal(order, state) or _replay(order, state)
+    known = known_result(order, state)
     if known:
         return known
     if not state.locked_elsewhere.isdisjoint(order.numbers):
         return Retry()
-    refusal = _campaign_refusal(order, state) or _shortage(order, state, taken)
+    refusal = campaign_refusal(order.organization_id, order.routing.campaign_id, state)
+    refusal = refusal or shortage(order.organization_id, order.numbers, state, taken)
     if refusal:
         return refusal
     numbers = tuple(state.numbers[number] for number in order.numbers)
@@ -64,51 +59,21 @@ def _decide_one(order: Order, state: State, taken: set[str], accounts: Mapping[I
     return Placed(order, state.now, numbers, total_micros, account)
 
 
-def _key_refusal(order: Order, state: State) -> Refusal | None:
-    key = state.keys.get(order.api_key_id)
-    if key is None or not is_valid(key, state.now):
-        return Refusal(Code.UNAUTHORIZED)
-    return None if order.scope in key.scopes else Refusal(Code.FORBIDDEN)
+def shortage(
+    organization_id: Id, numbers: Sequence[str], state: State, taken: Container[str] = frozenset()
+) -> Refusal | None:
+    """INSUFFICIENT_INVENTORY if the organization cannot order all of these numbers. `taken` are no longer there."""
 
-
-def _scoped_key(order: Order) -> tuple[Id, str] | None:
-    """The idempotency key with its organization. Two organizations may use the same key."""
-    return (order.organization_id, order.idempotency.key) if order.idempotency else None
-
-
-def _replay(order: Order, state: State) -> Replayed | Refusal | None:
-    key = _scoped_key(order)
-    stored = state.stored_responses.get(key) if key else None
-    if order.idempotency is None or stored is None:
-        return None
-    if stored.fingerprint != order.idempotency.fingerprint:
-        return Refusal(Code.IDEMPOTENCY_KEY_REUSED)
-    return Replayed(stored.response)
-
-
-def _campaign_refusal(order: Order, state: State) -> Refusal | None:
-    campaign_id = order.routing.campaign_id
-    if campaign_id is None:
-        return None
-    campaign = state.campaigns.get((order.organization_id, campaign_id))
-    if campaign is None:
-        return Refusal(Code.NOT_FOUND)
-    if campaign.status != "ACTIVE":
-        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "must be ACTIVE"})
-    if campaign.identity_status not in SENDING_IDENTITIES:
-        return Refusal(Code.VALIDATION_FAILED, details={"campaign_id": "brand must be VERIFIED or VETTED_VERIFIED"})
-    return None
-
-
-def _shortage(order: Order, state: State, taken: set[str]) -> Refusal | None:
     def can_be_taken(number: str) -> bool:
         row = state.numbers.get(number)
-        return row is not None and number not in taken and is_available(row, order.organization_id, state.now)
+        return row is not None and number not in taken and is_available(row, organization_id, state.now)
 
-    unavailable = [number for number in order.numbers if not can_be_taken(number)]
-    if not unavailable:
-        return None
-    requested, available = len(order.numbers), len(order.numbers) - len(unavailable)
+    unavailable = [number for number in numbers if not can_be_taken(number)]
+    return too_few(len(numbers), len(numbers) - len(unavailable), unavailable) if unavailable else None
+
+
+def too_few(requested: int, available: int, unavailable: Sequence[str] = ()) -> Refusal:
+    """The refusal of a request for more numbers than there are."""
     return Refusal(
         Code.INSUFFICIENT_INVENTORY,
         message=f"insufficient inventory: requested {requested}, available {available}",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.errors import Refusal
 
@@ -17,6 +17,8 @@ class Idempotency(NamedTuple):
 
     key: str
     fingerprint: bytes
+    method: str | None = None
+    """The RPC, if it is not OrderNumbers."""
 
 
 class Routing(NamedTuple):
@@ -33,7 +35,10 @@ class Routing(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A requested order. Its ids are those that it has if it is placed: one assignment id per number, in order."""
+    """A requested order. Its ids are those that it has if it is placed: one assignment id per number, in order.
+
+    They are UUIDv7, and the order's is made first. So the assignments of an order have the next ids after its own.
+    """
 
     id: Id
     organization_id: Id
@@ -44,6 +49,8 @@ class Order(NamedTuple):
     assignment_ids: tuple[Id, ...]
     routing: Routing = Routing()
     idempotency: Idempotency | None = None
+    quantity: int | None = None
+    """How many numbers a bulk order asked for. None if the caller named the numbers."""
 
 
 class Number(NamedTuple):
@@ -129,3 +136,157 @@ class Retry:
 
 
 Decision = Placed | Replayed | Refusal | Retry
+
+
+# ---------------------------------------------------------------- numbers of an organization
+
+
+class AssignedNumber(NamedTuple):
+    """A number of an organization, as responses have it. The names are those of the proto."""
+
+    id: Id
+    number: str
+    number_type: str
+    sms_enabled: bool
+    mms_enabled: bool
+    inbound_url: str | None
+    status_url: str | None
+    label: str | None
+    campaign_id: Id | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def routing(self) -> Routing:
+        return Routing(self.inbound_url, self.status_url, self.label, self.campaign_id)
+
+
+class AvailableNumber(NamedTuple):
+    """A number that every organization can order."""
+
+    number: str
+    number_type: str
+    sms_enabled: bool
+    mms_enabled: bool
+    price_micros: int
+
+
+class Criteria(NamedTuple):
+    """Which numbers a search or a bulk order is for. None allows all."""
+
+    area_code: str | None = None
+    number_type: str | None = None
+    pattern: str | None = None
+    sms_enabled: bool | None = None
+    mms_enabled: bool | None = None
+
+
+# ---------------------------------------------------------------- writes that are not orders of named numbers
+
+
+class Hold(NamedTuple):
+    """Keep these numbers for the organization, unless it would then hold more than `held_max`."""
+
+    numbers: tuple[str, ...]
+    minutes: int
+    held_max: int
+
+
+class EndHold(NamedTuple):
+    """End a hold."""
+
+    hold_id: Id
+
+
+class Route(NamedTuple):
+    """Change fields of a number's routing, by name. None removes a value. What is not named stays."""
+
+    assignment_id: Id
+    changes: Mapping[str, Any]
+
+
+class Release(NamedTuple):
+    """Give numbers back. Each rests for `rest_ms`. A bulk release refuses no id."""
+
+    assignment_ids: tuple[Id, ...]
+    rest_ms: int
+    is_bulk: bool
+
+
+class Choose(NamedTuple):
+    """Choose that many numbers, and order them."""
+
+    quantity: int
+    criteria: Criteria
+    assignment_ids: tuple[Id, ...]
+    routing: Routing
+    proposed: tuple[str, ...] = ()
+    """Numbers that a search has found, to choose from."""
+
+
+Action = Hold | EndHold | Route | Release | Choose
+
+
+class Write(NamedTuple):
+    """A requested change. Its id is made once, so that every attempt is the same write."""
+
+    id: Id
+    organization_id: Id
+    api_key_id: Id
+    scope: str
+    request_id: str
+    action: Action
+    idempotency: Idempotency | None = None
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers that the request names."""
+        return self.action.numbers if isinstance(self.action, Hold) else ()
+
+
+class Held(NamedTuple):
+    """A hold, and the numbers that it keeps."""
+
+    id: Id
+    numbers: Sequence[str]
+    created_at: datetime
+    expires_at: datetime
+
+
+class HoldEnded(NamedTuple):
+    """The numbers that a hold kept until it was ended."""
+
+    hold_id: Id
+    numbers: Sequence[str]
+
+
+class Routed(NamedTuple):
+    """A number before and after a change of its routing. They are equal if nothing changed."""
+
+    before: AssignedNumber
+    after: AssignedNumber
+
+
+class Released(NamedTuple):
+    """What became of the ids of a release. `released` are the numbers as they were."""
+
+    released: Sequence[AssignedNumber]
+    already_released: Sequence[Id]
+    unknown: Sequence[Id]
+    available_at: datetime
+
+
+Result = Held | HoldEnded | Routed | Released | Placed
+
+
+class Done(NamedTuple):
+    """A write that is carried out, and the response to it."""
+
+    write: Write
+    at: datetime
+    result: Result
+    response: bytes
+
+
+Outcome = Done | Replayed | Refusal | Retry
+"""What became of a write."""

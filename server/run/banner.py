@@ -3,23 +3,21 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from server.config import Address, Settings, host_and_port, reachable
 from server.run.edge_config import CONTRACT
-from server.run.embedded.demo import KEY_FILE
+from server.run.embedded.demo import AREA_CODE, KEY_FILE
 from server.run.envoy_admin import admin_socket
 
-
-class DemoNumbers(NamedTuple):
-    """Three numbers for the banner's example calls, or none and the reason."""
-
-    numbers: list[str]
-    reason: str = ""
+EXAMPLE_NUMBERS = 3
+"""How many numbers the example calls order."""
 
 
-def banner(settings: Settings, demo: DemoNumbers, seconds: float) -> str:
-    """Return the banner's text. `seconds` is how long the start took."""
+def banner(settings: Settings, no_demo_reason: str, seconds: float) -> str:
+    """Return the banner's text. `seconds` is how long the start took.
+
+    `no_demo_reason` says why there are no numbers for example calls. It is empty if there are some.
+    """
     edge_address = _address(settings.bind, settings.rest_port)
     scheme = "https" if settings.tls_cert else "http"
     worker_addresses = ", ".join(_address(settings.grpc_bind, port) for port in settings.grpc_ports)
@@ -31,37 +29,57 @@ OrderNumbers is ready. It started in {seconds:.1f} s.
   Envoy's admin   curl --unix-socket {_quoted(admin_socket(settings))} http://localhost/
   data folder     {_shown(settings.data_dir)}
 
-{_example_calls(settings, demo.numbers, edge_address) if demo.numbers else demo.reason}
+{no_demo_reason or _example_calls(settings, edge_address)}
 
 Press Ctrl-C to stop everything. The logs follow.
 """
 
 
-def _example_calls(settings: Settings, numbers: list[str], address: str) -> str:
+def _example_calls(settings: Settings, address: str) -> str:
     # The shell reads the key from its file, so the banner and the logs do not contain it.
     key = f'"Authorization: Bearer $(cat {_quoted(settings.data_dir / KEY_FILE)})"'
     ca = f" --cacert {_quoted(settings.tls_cert)}" if settings.tls_cert else ""
     scheme, transport = ("https", ca) if settings.tls_cert else ("http", " --http2-prior-knowledge")
+    edge = f"{scheme}://{address}"
+    worker = _address(settings.grpc_bind, settings.grpc_port)
+    return f"{_rest_calls(edge, key, ca)}\n\n{_grpc_calls(edge, worker, key, transport)}"
+
+
+def _rest_calls(edge: str, key: str, ca: str) -> str:
+    numbers, json = f"{edge}/v1/phone-numbers", "'Content-Type: application/json'"
+    return f"""Search for numbers:
+
+FOUND=$(curl -s{ca} {numbers}/search \\
+  -H {key} \\
+  -H {json} -d '{{"area_code": "{AREA_CODE}", "quantity": {EXAMPLE_NUMBERS}}}'); echo "$FOUND"
+number() {{ echo "$FOUND" | grep -o '+[0-9]*' | sed -n "$1p"; }}
+
+Order the first number that the search returned:
+
+curl{ca} {numbers}/orders \\
+  -H {key} \\
+  -H {json} -d {_order(1)}"""
+
+
+def _grpc_calls(edge: str, worker: str, key: str, transport: str) -> str:
     installed_buf = Path(sys.executable).with_name("buf")
     buf = _quoted(installed_buf) if installed_buf.exists() else "buf"
     schema = _quoted(CONTRACT / "descriptors.binpb")
-    # Each call orders another number, so that all three succeed.
-    bodies = [f"""-d '{{"numbers": ["{number}"]}}'""" for number in numbers]
     method = "ordernumbers.v1.PhoneNumberService/OrderNumbers"
-    return f"""Order a number:
-
-curl{ca} {scheme}://{address}/v1/phone-numbers/orders \\
-  -H {key} \\
-  -H 'Content-Type: application/json' {bodies[0]}
-
-The same call over gRPC, with buf or with grpcurl:
+    return f"""Order the others over gRPC, with buf or with grpcurl:
 
 {buf} curl --protocol grpc{transport} --schema {schema} \\
-  -H {key} {bodies[1]} \\
-  {scheme}://{address}/{method}
+  -H {key} -d {_order(2)} \\
+  {edge}/{method}
 
 grpcurl -plaintext -H {key} \\
-  {bodies[2]} {_address(settings.grpc_bind, settings.grpc_port)} {method}"""
+  -d {_order(3)} {worker} {method}"""
+
+
+def _order(position: int) -> str:
+    """An order of one of the numbers that were found, as a word of the shell."""
+    # The shell function `number` needs only grep and sed, because jq is not installed everywhere.
+    return f"""'{{"numbers": ["'$(number {position})'"]}}'"""
 
 
 def _address(host: Address, port: int) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from server.config import PREFIX, Settings
 from server.errors import OperatorError
 from server.log import log_as_json
-from server.run.banner import DemoNumbers, banner
+from server.run.banner import EXAMPLE_NUMBERS, banner
 from server.run.edge import Edge, is_ready
 from server.run.embedded.demo import available_numbers, make_demo
 from server.run.embedded.postgres import EmbeddedPostgres
@@ -48,12 +48,12 @@ async def _up(settings: Settings, *, demo: bool | None, migrate: bool) -> None:
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(_database(settings))
         await asyncio.to_thread(_prepare_schema, url, migrate=migrate or settings.database_url is None)
-        demo_numbers = await asyncio.to_thread(_prepare_demo, settings, url, demo)
+        no_demo_reason = await asyncio.to_thread(_prepare_demo, settings, url, demo)
         # The edge stops before the workers, so no client is left to learn that they drain.
         servers = workers(settings.model_copy(update={"drain_ms": 0}), url)
         await stack.enter_async_context(supervised(servers))
         await stack.enter_async_context(supervised([Edge(settings, is_ready)]))
-        print(banner(settings, demo_numbers, time.monotonic() - started_at), flush=True)
+        print(banner(settings, no_demo_reason, time.monotonic() - started_at), flush=True)
         await parent_watch
 
 
@@ -117,24 +117,22 @@ def _prepare_schema(url: str, *, migrate: bool) -> None:
         raise OperatorError(f"cannot reach the database: {error.orig}") from None
 
 
-def _prepare_demo(settings: Settings, url: str, demo: bool | None) -> DemoNumbers:
-    """Create the demo if it is wanted and missing, and return numbers for the banner's example calls."""
+def _prepare_demo(settings: Settings, url: str, demo: bool | None) -> str:
+    """Create the demo if it is wanted and missing. Return why there are no numbers for the banner, or an empty text."""
     if demo is False:
-        return DemoNumbers([], "Demo skipped (--no-demo).")
+        return "Demo skipped (--no-demo)."
     if demo is None and settings.database_url is not None:
-        return DemoNumbers(
-            [],
+        return (
             "Demo skipped, because DATABASE_URL is set. "
-            "`ordernumbers up --demo` creates one in a database without organizations.",
+            "`ordernumbers up --demo` creates one in a database without organizations."
         )
     engine = admin_engine(url)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if not make_demo(engine, settings.data_dir):
-        return DemoNumbers([], "Demo skipped, because the database has organizations but no demo of this data folder.")
-    numbers = available_numbers(engine, 3)
-    if len(numbers) < 3:
-        return DemoNumbers([], "The demo's numbers are sold. Import more with `ordernumbers inventory import`.")
-    return DemoNumbers(numbers)
+        return "Demo skipped, because the database has organizations but no demo of this data folder."
+    if len(available_numbers(engine, EXAMPLE_NUMBERS)) < EXAMPLE_NUMBERS:
+        return "The demo's numbers are sold. Import more with `ordernumbers inventory import`."
+    return ""
 
 
 # ---------------------------------------------------------------- ports

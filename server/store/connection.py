@@ -106,6 +106,8 @@ def _session(settings: Settings) -> dict[str, str]:
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # The planner takes a search for expensive, but compiling it would take longer than to run it.
+        "jit": "off",
         # One generic plan serves all batches. Planning for each batch again would only cost time.
         "plan_cache_mode": "force_generic_plan",
         "timezone": "UTC",

@@ -2,6 +2,7 @@
 
 An import first checks every row, in a temporary table and without any lock. Then it writes the numbers in short
 transactions of `WRITE_ROWS` rows. Both imports and orders lock numbers in ascending order, so they cannot deadlock.
+Each transaction also writes the history: the time of an import, and each change of a number as an event.
 
 An import that is killed while it writes has committed some of these transactions. If it runs again, it finds their rows
 unchanged and writes the others.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 import psycopg
 from phonenumbers import (
@@ -23,7 +25,8 @@ from phonenumbers import (
     is_possible_short_number,
     parse,
 )
-from sqlalchemy import Connection, Engine, func, not_, or_, select, text
+from sqlalchemy import Connection, Engine, and_, func, not_, or_, select, text
+from uuid_utils.compat import uuid7
 
 from server.errors import OperatorError
 from server.money import parse_amount
@@ -88,20 +91,24 @@ def import_csv(
 
 
 def stats(connection: Connection) -> dict[str, dict[str, int]]:
-    """Count the numbers of each type that are available, assigned and quarantined.
+    """Count the numbers of each type that are available, assigned, held and resting.
 
-    Quarantined numbers are not assigned, but not every organization can order them yet.
+    A resting number that its former owner holds as well counts as resting.
     """
-    available, assigned = is_available(), phone_number.c.assignment_id.is_not(None)
-    query = select(
-        phone_number.c.number_type,
-        func.count().filter(available).label("available"),
-        func.count().filter(assigned).label("assigned"),
-        func.count().filter(not_(or_(available, assigned))).label("quarantined"),
-    )
-    counted = connection.execute(query.group_by(phone_number.c.number_type))
+    n = phone_number.c
+    available, assigned = is_available(), n.assignment_id.is_not(None)
+    rests = func.coalesce(n.rest_until > func.clock_timestamp(), False)
+    kept = not_(or_(available, assigned))
+    states = {
+        "available": available,
+        "assigned": assigned,
+        "held": and_(kept, not_(rests)),
+        "resting": and_(kept, rests),
+    }
+    query = select(n.number_type, *(func.count().filter(is_so).label(state) for state, is_so in states.items()))
+    counted = connection.execute(query.group_by(n.number_type))
     # A type without numbers has no row in the result.
-    counts = {number_type: {"available": 0, "assigned": 0, "quarantined": 0} for number_type in NUMBER_TYPES}
+    counts = {number_type: dict.fromkeys(states, 0) for number_type in NUMBER_TYPES}
     return counts | {row.pop("number_type"): row for row in map(dict, counted.mappings())}
 
 
@@ -209,17 +216,21 @@ def _write(connection: Connection, progress: Progress) -> tuple[int, int, int]:
     total: int = connection.execute(text("SELECT count(DISTINCT number) FROM import_row")).scalar_one()
     added = updated = done = 0
     after: str | None = ""
-    while (chunk := run_with_retries(partial(_write_chunk, connection, after))).last is not None:
-        after = chunk.last
-        added, updated, done = added + chunk.added, updated + chunk.updated, done + chunk.rows
+    event_id = uuid7()
+    while (chunk := run_with_retries(partial(_write_chunk, connection, after, event_id))).last is not None:
+        added, updated = added + chunk.added, updated + chunk.updated
+        if chunk.added < chunk.new:  # another import has added the others meanwhile, so they are in the inventory now
+            event_id = uuid7()
+            continue
+        after, done = chunk.last, done + chunk.rows
         progress("writing", done, total)
     if added or updated:
         connection.execute(text("ANALYZE phone_number"))  # the planner must know if the table is large now
     return added, updated, total - added - updated
 
 
-def _write_chunk(connection: Connection, after: str | None) -> Any:
-    return connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS}).one()
+def _write_chunk(connection: Connection, after: str | None, event_id: UUID) -> Any:
+    return connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS, "event_id": event_id}).one()
 
 
 STAGE = """
@@ -245,6 +256,8 @@ DUPLICATES = """
 """
 
 # Unchanged rows are not even locked. If the file has a number twice, its first line counts.
+# `change` has the values that the locked rows have, also if another import has just changed them. All of them are
+# locked before the first new number is added.
 WRITE = """
     WITH chunk AS MATERIALIZED (
       SELECT DISTINCT ON (number) number, number_type, sms_enabled, mms_enabled, price_micros
@@ -254,25 +267,56 @@ WRITE = """
       LIMIT :rows
     ),
     change AS MATERIALIZED (
-      SELECT chunk.*, p.number IS NULL AS is_new
-      FROM chunk LEFT JOIN phone_number p USING (number)
+      SELECT chunk.*,
+        p.number_type AS old_number_type,
+        p.sms_enabled AS old_sms_enabled,
+        p.mms_enabled AS old_mms_enabled,
+        p.price_micros AS old_price_micros
+      FROM chunk JOIN phone_number p USING (number)
       WHERE (p.number_type, p.sms_enabled, p.mms_enabled, p.price_micros)
         IS DISTINCT FROM (chunk.number_type, chunk.sms_enabled, chunk.mms_enabled, chunk.price_micros)
+      ORDER BY p.number
+      FOR NO KEY UPDATE OF p
     ),
-    written AS (
-      INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros)
-      SELECT number, number_type, sms_enabled, mms_enabled, price_micros
+    new AS MATERIALIZED (
+      SELECT * FROM chunk WHERE NOT EXISTS (SELECT FROM phone_number p WHERE p.number = chunk.number)
+    ),
+    updated AS (
+      UPDATE phone_number p SET
+        number_type = change.number_type,
+        sms_enabled = change.sms_enabled,
+        mms_enabled = change.mms_enabled,
+        price_micros = change.price_micros
       FROM change
+      WHERE p.number = change.number
+    ),
+    events AS (
+      INSERT INTO number_event (number, id, kind, before, after, created_at)
+      SELECT number, :event_id, 'changed', jsonb_object_agg(property, old), jsonb_object_agg(property, new),
+        clock_timestamp()
+      FROM change CROSS JOIN LATERAL (
+        VALUES
+          ('number_type', to_jsonb(old_number_type), to_jsonb(number_type)),
+          ('sms_enabled', to_jsonb(old_sms_enabled), to_jsonb(sms_enabled)),
+          ('mms_enabled', to_jsonb(old_mms_enabled), to_jsonb(mms_enabled)),
+          ('price_micros', to_jsonb(old_price_micros), to_jsonb(price_micros))
+      ) AS each (property, old, new)
+      WHERE old <> new
+      GROUP BY number
+    ),
+    added AS (
+      INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros, imported_at)
+      SELECT number, number_type, sms_enabled, mms_enabled, price_micros, clock_timestamp()
+      FROM new
+      WHERE (SELECT count(*) FROM change) >= 0
       ORDER BY number
-      ON CONFLICT (number) DO UPDATE SET
-        number_type = excluded.number_type,
-        sms_enabled = excluded.sms_enabled,
-        mms_enabled = excluded.mms_enabled,
-        price_micros = excluded.price_micros
+      ON CONFLICT (number) DO NOTHING
+      RETURNING number
     )
     SELECT
       (SELECT max(number) FROM chunk) AS last,
       (SELECT count(*) FROM chunk) AS rows,
-      (SELECT count(*) FROM change WHERE is_new) AS added,
-      (SELECT count(*) FROM change WHERE NOT is_new) AS updated
+      (SELECT count(*) FROM new) AS new,
+      (SELECT count(*) FROM added) AS added,
+      (SELECT count(*) FROM change) AS updated
 """

@@ -37,6 +37,15 @@ class Statement:
         """Its SQL as PostgreSQL reads it, with $1, $2, … for the parameters."""
         return _PARAMETER.sub(lambda match: f"${self.parameters.index(match[1]) + 1}", self.text).encode()
 
+    @property
+    def named_sql(self) -> str:
+        """Its SQL as SQLAlchemy's text() reads it, with :numbers, … for the parameters."""
+        return _PARAMETER.sub(r"(:\1)", self.text)  # in parentheses, because a cast with :: may follow
+
+    def named(self, bound: BoundStatement) -> dict[str, str]:
+        """The parameters of this statement by their names."""
+        return dict(zip(self.parameters, (value.decode() for value in bound.parameters), strict=True))
+
     def __call__(self, **parameters: str) -> BoundStatement:
         return BoundStatement(self.name, [parameters[name].encode() for name in self.parameters])
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     or_,
     text,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 metadata = MetaData()
 
@@ -121,7 +121,10 @@ phone_number = Table(
     Column("price_micros", BigInteger, nullable=False),
     Column("assignment_id", Uuid),  # the live assignment, or null
     Column("held_by", Uuid),  # the organization that may order it before free_at. Null: none may
-    Column("free_at", Instant),  # the end of the quarantine, when every organization may order it
+    Column("free_at", Instant),  # the end of a hold or a rest. Then every organization may order it
+    Column("hold_id", Uuid),  # the hold that it is in. Without a meaning unless held_by is set
+    Column("rest_until", Instant),  # the end of its last rest after a release
+    Column("imported_at", Instant),  # null if imported by a program that did not know the column
     PrimaryKeyConstraint("number", name="phone_number_pkey"),
     CheckConstraint(_one_of("number_type", NUMBER_TYPES), name="phone_number_type_known"),
     CheckConstraint("price_micros >= 0", name="phone_number_price_not_negative"),
@@ -129,15 +132,30 @@ phone_number = Table(
         "(assignment_id IS NULL OR free_at IS NULL) AND (held_by IS NULL OR free_at IS NOT NULL)",
         name="phone_number_one_state",
     ),
-    postgresql_with={"fillfactor": "90"},
+    # Room for new versions of rows in each page. Then a sale of consecutive numbers is HOT too.
+    postgresql_with={"fillfactor": "50"},
+)
+# For searches (search_indexes.py builds them). No sale changes any of these columns.
+Index(
+    "phone_number_search",
+    phone_number.c.number_type,
+    phone_number.c.sms_enabled,
+    phone_number.c.mms_enabled,
+    phone_number.c.number,
+)
+Index(
+    "phone_number_digits",
+    phone_number.c.number,
+    postgresql_using="gin",
+    postgresql_ops={"number": "gin_trgm_ops"},
 )
 
 
 def is_available(organization_id: UUID | None = None, now: ColumnElement[datetime] = _NOW) -> ColumnElement[bool]:
     """Whether the organization can order a phone_number. Without an organization: whether every organization can.
 
-    That is so if it is not assigned, and not in quarantine or held for another organization. Orders use the same rule
-    in Python, `rules.ordering.is_available`. A test compares the two.
+    That is so if it is not assigned, and neither held by another organization nor resting after its release. Orders use
+    the same rule in Python, `rules.ordering.is_available`. A test compares the two.
     """
     n = phone_number.c
     may_order = or_(n.free_at.is_(None), n.free_at <= now)
@@ -157,6 +175,7 @@ orders = Table(
     Column("total_micros", BigInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("number_count", BigInteger),  # null if written by a server that did not know the column
+    Column("quantity", BigInteger),  # how many numbers a bulk order asked for. Null for an order of named numbers
     PrimaryKeyConstraint("organization_id", "id", name="orders_pkey"),
     CheckConstraint("total_micros >= 0", name="orders_total_not_negative"),
     ForeignKeyConstraint(
@@ -223,16 +242,56 @@ ledger_entry = Table(
     ),
 )
 
-# The stored responses to orders with an idempotency key. They are deleted after a day. Their orders stay unchanged.
+# The stored responses to writes with an idempotency key. They are deleted after a day. Their orders stay unchanged.
 idempotency_key = Table(
     "idempotency_key",
     metadata,
     Column("organization_id", Uuid, nullable=False),
     Column("key", TextByBytes, nullable=False),
     Column("fingerprint", LargeBinary, nullable=False),  # SHA-256 of the request's content
-    Column("order_id", Uuid, nullable=False),
+    Column("order_id", Uuid, nullable=False),  # the id of the order, or of another write
     Column("answer", LargeBinary, nullable=False),  # the serialized response
     Column("created_at", Instant, nullable=False),
+    Column("method", Text),  # the RPC, if the response is not to an order
     PrimaryKeyConstraint("organization_id", "key", name="idempotency_key_pkey"),
 )
 Index("idempotency_key_created_at", idempotency_key.c.created_at)
+
+# A hold counts until it expires or is released. Nothing deletes it or has to be on time.
+hold = Table(
+    "hold",
+    metadata,
+    Column("organization_id", Uuid, nullable=False),
+    Column("id", Uuid, nullable=False),  # uuid7
+    Column("api_key_id", Uuid, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("numbers", ARRAY(Text), nullable=False),  # of the request, in its order
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("released_at", Instant),
+    PrimaryKeyConstraint("organization_id", "id", name="hold_pkey"),
+    CheckConstraint("expires_at > created_at", name="hold_ends"),
+    ForeignKeyConstraint(
+        ["organization_id", "api_key_id"], ["api_key.organization_id", "api_key.id"], name="hold_api_key_fkey"
+    ),
+)
+Index("hold_expires_at", hold.c.organization_id, hold.c.expires_at)
+
+EVENT_KINDS = ("changed", "held", "hold_released", "routed", "released")
+
+# What happened to numbers, besides orders. Append-only. `before` and `after` have the values that changed.
+number_event = Table(
+    "number_event",
+    metadata,
+    Column("number", TextByBytes, nullable=False),
+    Column("id", Uuid, nullable=False),  # uuid7, of the write. All numbers of a write have the same
+    Column("kind", Text, nullable=False),
+    Column("organization_id", Uuid),  # the owner. Null for a change by an import
+    Column("api_key_id", Uuid),  # null for a change by an operator
+    Column("request_id", Text),
+    Column("before", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("after", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("number", "id", name="number_event_pkey"),
+    CheckConstraint(_one_of("kind", EVENT_KINDS), name="number_event_kind_known"),
+)

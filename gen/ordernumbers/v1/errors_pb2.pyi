@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class ErrorResponse(_message.Message):
     """A refusal. Over REST it is the JSON body of every response whose status is not 200. Over gRPC it is the last of the
     details in the trailer `grpc-status-details-bin`. A refused call has changed nothing, with one exception: after
-    TIMEOUT the order may have been carried out.
+    TIMEOUT it may have been carried out.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -96,17 +96,17 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class InventoryShortage(_message.Message):
-    """Why an order cannot be filled. Assigned, quarantined and unknown numbers look the same here."""
+    """Why an order cannot be filled. Assigned, held, resting and unknown numbers look the same here."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AVAILABLE_COUNT_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
     available_count: _builtins.int
-    """How many of the requested numbers the caller could order now."""
+    """How many of the requested numbers the caller could order now. For a bulk order: how many were found."""
     @_builtins.property
     def unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """All requested numbers that are not available, in the order of the request."""
+        """All requested numbers that are not available, in the order of the request. Empty for a bulk order."""
 
     def __init__(
         self,

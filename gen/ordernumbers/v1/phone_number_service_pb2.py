@@ -22,37 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from ordernumbers.v1 import inventory_pb2 as ordernumbers_dot_v1_dot_inventory__pb2
 from ordernumbers.v1 import options_pb2 as ordernumbers_dot_v1_dot_options__pb2
+from ordernumbers.v1 import orders_pb2 as ordernumbers_dot_v1_dot_orders__pb2
+from ordernumbers.v1 import phone_numbers_pb2 as ordernumbers_dot_v1_dot_phone__numbers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordernumbers/v1/phone_number_service.proto\x12\x0fordernumbers.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dordernumbers/v1/options.proto\"\xb4\t\n\x13OrderNumbersRequest\x12\x84\x02\n\x07numbers\x18\x01 \x03(\tB\xf2\x01\xbaH\xee\x01\x92\x01K\x10\x64\"G\xba\x01\x44\n\x0cnumbers.e164\x12\rmust be E.164\x1a%this.matches(\'^[+][1-9][0-9]{1,14}$\')\xba\x01M\n\rnumbers.count\x12\x16must be 1..100 numbers\x1a$size(this) >= 1 && size(this) <= 100\xba\x01M\n\x0enumbers.unique\x12\x18must not repeat a number\x1a!size(this) > 100 || this.unique()\x12\xc3\x01\n\x0binbound_url\x18\x02 \x01(\tB\xa8\x01\xbaH\xa0\x01\xba\x01\x9c\x01\n\x11inbound_url.https\x12\x1dmust be a public https:// URL\x1ahsize(this) <= 2048 && this.startsWith(\'https://\') && !this.matches(\'#|^https://[^/?]*@\') && this.isUri()\xe8\xab\x19\x01H\x00\x88\x01\x01\x12\xc1\x01\n\nstatus_url\x18\x03 \x01(\tB\xa7\x01\xbaH\x9f\x01\xba\x01\x9b\x01\n\x10status_url.https\x12\x1dmust be a public https:// URL\x1ahsize(this) <= 2048 && this.startsWith(\'https://\') && !this.matches(\'#|^https://[^/?]*@\') && this.isUri()\xe8\xab\x19\x01H\x01\x88\x01\x01\x12\x88\x01\n\x0b\x63\x61mpaign_id\x18\x04 \x01(\tBn\xbaHk\xba\x01h\n\x10\x63\x61mpaign_id.uuid\x12\x0emust be a UUID\x1a\x44this.matches(\'^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$\')H\x02\x88\x01\x01\x12\xc7\x02\n\x05label\x18\x05 \x01(\tB\xb2\x02\xbaH\xae\x02\xba\x01\x66\n\x0clabel.length\x12\x14must be 1..255 chars\x1a@size(this) >= 1 && size(this) <= 255 && !this.matches(\'\\\\p{Cc}\')\xba\x01\xc1\x01\n\rlabel.visible\x12\x14must be 1..255 chars\x1a\x99\x01this.matches(r\'[^\\p{Z}\\p{Cc}\\p{Cf}\\p{M}\\x{115F}\\x{1160}\\x{3164}\\x{FFA0}\\x{2800}\\x{13441}\\x{13442}\\x{1D159}\\x{2065}\\x{FFF0}-\\x{FFF8}\\x{E0000}-\\x{E0FFF}]\')H\x03\x88\x01\x01\x42\x0e\n\x0c_inbound_urlB\r\n\x0b_status_urlB\x0e\n\x0c_campaign_idB\x08\n\x06_label\"S\n\x14OrderNumbersResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12*\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x1c.ordernumbers.v1.PhoneNumber\"\xe2\x02\n\x0bPhoneNumber\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\t\x12\x13\n\x0bnumber_type\x18\x03 \x01(\t\x12\x18\n\x0binbound_url\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nstatus_url\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05label\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x18\n\x0b\x63\x61mpaign_id\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x13\n\x0bsms_enabled\x18\x08 \x01(\x08\x12\x13\n\x0bmms_enabled\x18\t \x01(\x08\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_inbound_urlB\r\n\x0b_status_urlB\x08\n\x06_labelB\x0e\n\x0c_campaign_id2\xa8\x01\n\x12PhoneNumberService\x12\x91\x01\n\x0cOrderNumbers\x12$.ordernumbers.v1.OrderNumbersRequest\x1a%.ordernumbers.v1.OrderNumbersResponse\"4\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/phone-numbers/orders:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordernumbers/v1/phone_number_service.proto\x12\x0fordernumbers.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fordernumbers/v1/inventory.proto\x1a\x1dordernumbers/v1/options.proto\x1a\x1cordernumbers/v1/orders.proto\x1a#ordernumbers/v1/phone_numbers.proto2\xc1\x12\n\x12PhoneNumberService\x12\x94\x01\n\rSearchNumbers\x12%.ordernumbers.v1.SearchNumbersRequest\x1a&.ordernumbers.v1.SearchNumbersResponse\"4\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/phone-numbers/search:\x01*\x12\x91\x01\n\x0cOrderNumbers\x12$.ordernumbers.v1.OrderNumbersRequest\x1a%.ordernumbers.v1.OrderNumbersResponse\"4\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/phone-numbers/orders:\x01*\x12\x9b\x01\n\x10\x42ulkOrderNumbers\x12(.ordernumbers.v1.BulkOrderNumbersRequest\x1a).ordernumbers.v1.BulkOrderNumbersResponse\"2\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/phone-numbers/bulk:\x01*\x12\x90\x01\n\x0cGetBulkOrder\x12$.ordernumbers.v1.GetBulkOrderRequest\x1a%.ordernumbers.v1.GetBulkOrderResponse\"3\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/phone-numbers/bulk/{id}\x12\x86\x01\n\x08GetOrder\x12 .ordernumbers.v1.GetOrderRequest\x1a!.ordernumbers.v1.GetOrderResponse\"5\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/phone-numbers/orders/{id}\x12\x84\x01\n\tFindOrder\x12!.ordernumbers.v1.FindOrderRequest\x1a\".ordernumbers.v1.FindOrderResponse\"0\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/phone-numbers/orders\x12\x8d\x01\n\x0bHoldNumbers\x12#.ordernumbers.v1.HoldNumbersRequest\x1a$.ordernumbers.v1.HoldNumbersResponse\"3\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/phone-numbers/holds:\x01*\x12\x82\x01\n\x07GetHold\x12\x1f.ordernumbers.v1.GetHoldRequest\x1a .ordernumbers.v1.GetHoldResponse\"4\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/phone-numbers/holds/{id}\x12\x8f\x01\n\x0bReleaseHold\x12#.ordernumbers.v1.ReleaseHoldRequest\x1a$.ordernumbers.v1.ReleaseHoldResponse\"5\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/phone-numbers/holds/{id}\x12\x83\x01\n\x0bListNumbers\x12#.ordernumbers.v1.ListNumbersRequest\x1a$.ordernumbers.v1.ListNumbersResponse\")\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/phone-numbers\x12\x82\x01\n\tGetNumber\x12!.ordernumbers.v1.GetNumberRequest\x1a\".ordernumbers.v1.GetNumberResponse\".\xe2\xab\x19\x0cnumbers:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/phone-numbers/{id}\x12\x8f\x01\n\x0cUpdateNumber\x12$.ordernumbers.v1.UpdateNumberRequest\x1a%.ordernumbers.v1.UpdateNumberResponse\"2\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x1b\x32\x16/v1/phone-numbers/{id}:\x01*\x12\x9e\x01\n\x0e\x41ttachCampaign\x12&.ordernumbers.v1.AttachCampaignRequest\x1a\'.ordernumbers.v1.AttachCampaignResponse\";\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02$\"\x1f/v1/phone-numbers/{id}/campaign:\x01*\x12\x9b\x01\n\x0e\x44\x65tachCampaign\x12&.ordernumbers.v1.DetachCampaignRequest\x1a\'.ordernumbers.v1.DetachCampaignResponse\"8\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02!*\x1f/v1/phone-numbers/{id}/campaign\x12\x8f\x01\n\rReleaseNumber\x12%.ordernumbers.v1.ReleaseNumberRequest\x1a&.ordernumbers.v1.ReleaseNumberResponse\"/\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02\x18*\x16/v1/phone-numbers/{id}\x12\xa9\x01\n\x12\x42ulkReleaseNumbers\x12*.ordernumbers.v1.BulkReleaseNumbersRequest\x1a+.ordernumbers.v1.BulkReleaseNumbersResponse\":\xe2\xab\x19\rnumbers:write\x82\xd3\xe4\x93\x02#\"\x1e/v1/phone-numbers/bulk/release:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ordernumbers.v1.phone_number_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['numbers']._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['numbers']._serialized_options = b'\272H\356\001\222\001K\020d\"G\272\001D\n\014numbers.e164\022\rmust be E.164\032%this.matches(\'^[+][1-9][0-9]{1,14}$\')\272\001M\n\rnumbers.count\022\026must be 1..100 numbers\032$size(this) >= 1 && size(this) <= 100\272\001M\n\016numbers.unique\022\030must not repeat a number\032!size(this) > 100 || this.unique()'
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['inbound_url']._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['inbound_url']._serialized_options = b'\272H\240\001\272\001\234\001\n\021inbound_url.https\022\035must be a public https:// URL\032hsize(this) <= 2048 && this.startsWith(\'https://\') && !this.matches(\'#|^https://[^/?]*@\') && this.isUri()\350\253\031\001'
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['status_url']._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['status_url']._serialized_options = b'\272H\237\001\272\001\233\001\n\020status_url.https\022\035must be a public https:// URL\032hsize(this) <= 2048 && this.startsWith(\'https://\') && !this.matches(\'#|^https://[^/?]*@\') && this.isUri()\350\253\031\001'
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['campaign_id']._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['campaign_id']._serialized_options = b'\272Hk\272\001h\n\020campaign_id.uuid\022\016must be a UUID\032Dthis.matches(\'^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$\')'
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['label']._loaded_options = None
-  _globals['_ORDERNUMBERSREQUEST'].fields_by_name['label']._serialized_options = b'\272H\256\002\272\001f\n\014label.length\022\024must be 1..255 chars\032@size(this) >= 1 && size(this) <= 255 && !this.matches(\'\\\\p{Cc}\')\272\001\301\001\n\rlabel.visible\022\024must be 1..255 chars\032\231\001this.matches(r\'[^\\p{Z}\\p{Cc}\\p{Cf}\\p{M}\\x{115F}\\x{1160}\\x{3164}\\x{FFA0}\\x{2800}\\x{13441}\\x{13442}\\x{1D159}\\x{2065}\\x{FFF0}-\\x{FFF8}\\x{E0000}-\\x{E0FFF}]\')'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['SearchNumbers']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['SearchNumbers']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\035\"\030/v1/phone-numbers/search:\001*'
   _globals['_PHONENUMBERSERVICE'].methods_by_name['OrderNumbers']._loaded_options = None
   _globals['_PHONENUMBERSERVICE'].methods_by_name['OrderNumbers']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\035\"\030/v1/phone-numbers/orders:\001*'
-  _globals['_ORDERNUMBERSREQUEST']._serialized_start=187
-  _globals['_ORDERNUMBERSREQUEST']._serialized_end=1391
-  _globals['_ORDERNUMBERSRESPONSE']._serialized_start=1393
-  _globals['_ORDERNUMBERSRESPONSE']._serialized_end=1476
-  _globals['_PHONENUMBER']._serialized_start=1479
-  _globals['_PHONENUMBER']._serialized_end=1833
-  _globals['_PHONENUMBERSERVICE']._serialized_start=1836
-  _globals['_PHONENUMBERSERVICE']._serialized_end=2004
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['BulkOrderNumbers']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['BulkOrderNumbers']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\033\"\026/v1/phone-numbers/bulk:\001*'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetBulkOrder']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetBulkOrder']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\035\022\033/v1/phone-numbers/bulk/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetOrder']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetOrder']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\037\022\035/v1/phone-numbers/orders/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['FindOrder']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['FindOrder']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\032\022\030/v1/phone-numbers/orders'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['HoldNumbers']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['HoldNumbers']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\034\"\027/v1/phone-numbers/holds:\001*'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetHold']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetHold']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\036\022\034/v1/phone-numbers/holds/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ReleaseHold']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ReleaseHold']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\036*\034/v1/phone-numbers/holds/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ListNumbers']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ListNumbers']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\023\022\021/v1/phone-numbers'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetNumber']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['GetNumber']._serialized_options = b'\342\253\031\014numbers:read\202\323\344\223\002\030\022\026/v1/phone-numbers/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['UpdateNumber']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['UpdateNumber']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\0332\026/v1/phone-numbers/{id}:\001*'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['AttachCampaign']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['AttachCampaign']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002$\"\037/v1/phone-numbers/{id}/campaign:\001*'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['DetachCampaign']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['DetachCampaign']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002!*\037/v1/phone-numbers/{id}/campaign'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ReleaseNumber']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['ReleaseNumber']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002\030*\026/v1/phone-numbers/{id}'
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['BulkReleaseNumbers']._loaded_options = None
+  _globals['_PHONENUMBERSERVICE'].methods_by_name['BulkReleaseNumbers']._serialized_options = b'\342\253\031\rnumbers:write\202\323\344\223\002#\"\036/v1/phone-numbers/bulk/release:\001*'
+  _globals['_PHONENUMBERSERVICE']._serialized_start=225
+  _globals['_PHONENUMBERSERVICE']._serialized_end=2594
 # @@protoc_insertion_point(module_scope)

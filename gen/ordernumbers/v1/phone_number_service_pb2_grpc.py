@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
-from ordernumbers.v1 import phone_number_service_pb2 as ordernumbers_dot_v1_dot_phone__number__service__pb2
+from ordernumbers.v1 import inventory_pb2 as ordernumbers_dot_v1_dot_inventory__pb2
+from ordernumbers.v1 import orders_pb2 as ordernumbers_dot_v1_dot_orders__pb2
+from ordernumbers.v1 import phone_numbers_pb2 as ordernumbers_dot_v1_dot_phone__numbers__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -26,11 +28,17 @@ if _version_not_supported:
 
 
 class PhoneNumberServiceStub:
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
 
     def __init__(self, channel):
@@ -39,30 +47,214 @@ class PhoneNumberServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.SearchNumbers = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/SearchNumbers',
+                request_serializer=ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersResponse.FromString,
+                _registered_method=True)
         self.OrderNumbers = channel.unary_unary(
                 '/ordernumbers.v1.PhoneNumberService/OrderNumbers',
-                request_serializer=ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersRequest.SerializeToString,
-                response_deserializer=ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersResponse.FromString,
+                request_serializer=ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersResponse.FromString,
+                _registered_method=True)
+        self.BulkOrderNumbers = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/BulkOrderNumbers',
+                request_serializer=ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersResponse.FromString,
+                _registered_method=True)
+        self.GetBulkOrder = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/GetBulkOrder',
+                request_serializer=ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderResponse.FromString,
+                _registered_method=True)
+        self.GetOrder = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/GetOrder',
+                request_serializer=ordernumbers_dot_v1_dot_orders__pb2.GetOrderRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_orders__pb2.GetOrderResponse.FromString,
+                _registered_method=True)
+        self.FindOrder = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/FindOrder',
+                request_serializer=ordernumbers_dot_v1_dot_orders__pb2.FindOrderRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_orders__pb2.FindOrderResponse.FromString,
+                _registered_method=True)
+        self.HoldNumbers = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/HoldNumbers',
+                request_serializer=ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersResponse.FromString,
+                _registered_method=True)
+        self.GetHold = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/GetHold',
+                request_serializer=ordernumbers_dot_v1_dot_inventory__pb2.GetHoldRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.GetHoldResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/ReleaseHold',
+                request_serializer=ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
+        self.ListNumbers = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/ListNumbers',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersResponse.FromString,
+                _registered_method=True)
+        self.GetNumber = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/GetNumber',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberResponse.FromString,
+                _registered_method=True)
+        self.UpdateNumber = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/UpdateNumber',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberResponse.FromString,
+                _registered_method=True)
+        self.AttachCampaign = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/AttachCampaign',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignResponse.FromString,
+                _registered_method=True)
+        self.DetachCampaign = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/DetachCampaign',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignResponse.FromString,
+                _registered_method=True)
+        self.ReleaseNumber = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/ReleaseNumber',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberResponse.FromString,
+                _registered_method=True)
+        self.BulkReleaseNumbers = channel.unary_unary(
+                '/ordernumbers.v1.PhoneNumberService/BulkReleaseNumbers',
+                request_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersRequest.SerializeToString,
+                response_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersResponse.FromString,
                 _registered_method=True)
 
 
 class PhoneNumberServiceServicer:
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
+
+    def SearchNumbers(self, request, context):
+        """Returns numbers that could be ordered now, and reserves none of them. Clients that search at the same time get
+        different numbers, if there are enough.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def OrderNumbers(self, request, context):
         """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
-        from the organization's credit in the same transaction.
+        from the organization's credit in the same transaction. With `validate_only` nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        An order with an idempotency key can be sent again. It is carried out once, and every later call gets the first
-        response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the metadata
-        `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in double
-        quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key, for
-        at least one day. The same idempotency key with another order is refused. Without one, each call is a new order.
+    def BulkOrderNumbers(self, request, context):
+        """Chooses so many numbers and assigns them, as OrderNumbers does: all of them, or none. It takes only numbers that
+        every organization could order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBulkOrder(self, request, context):
+        """Returns a bulk order, as its response was then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOrder(self, request, context):
+        """Returns an order, with its numbers as they were in its response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindOrder(self, request, context):
+        """Returns the order that was carried out under an idempotency key, with its numbers as they were in its response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldNumbers(self, request, context):
+        """Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then only
+        that organization can order them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHold(self, request, context):
+        """Returns a hold that has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Ends a hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNumbers(self, request, context):
+        """Lists the organization's numbers, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNumber(self, request, context):
+        """Returns one of the organization's numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNumber(self, request, context):
+        """Changes the settings of a number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachCampaign(self, request, context):
+        """Puts a number into a campaign.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachCampaign(self, request, context):
+        """Takes a number out of its campaign.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseNumber(self, request, context):
+        """Gives a number back. Its settings are removed, and nothing is refunded. For some time only this organization can
+        order the number again. Then every organization can.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BulkReleaseNumbers(self, request, context):
+        """Gives numbers back, as ReleaseNumber does. An id that is not a number of the organization refuses nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,10 +263,85 @@ class PhoneNumberServiceServicer:
 
 def add_PhoneNumberServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'SearchNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchNumbers,
+                    request_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersResponse.SerializeToString,
+            ),
             'OrderNumbers': grpc.unary_unary_rpc_method_handler(
                     servicer.OrderNumbers,
-                    request_deserializer=ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersRequest.FromString,
-                    response_serializer=ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersResponse.SerializeToString,
+                    request_deserializer=ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersResponse.SerializeToString,
+            ),
+            'BulkOrderNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BulkOrderNumbers,
+                    request_deserializer=ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersResponse.SerializeToString,
+            ),
+            'GetBulkOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBulkOrder,
+                    request_deserializer=ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderResponse.SerializeToString,
+            ),
+            'GetOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOrder,
+                    request_deserializer=ordernumbers_dot_v1_dot_orders__pb2.GetOrderRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_orders__pb2.GetOrderResponse.SerializeToString,
+            ),
+            'FindOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindOrder,
+                    request_deserializer=ordernumbers_dot_v1_dot_orders__pb2.FindOrderRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_orders__pb2.FindOrderResponse.SerializeToString,
+            ),
+            'HoldNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldNumbers,
+                    request_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersResponse.SerializeToString,
+            ),
+            'GetHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHold,
+                    request_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.GetHoldRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_inventory__pb2.GetHoldResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldResponse.SerializeToString,
+            ),
+            'ListNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNumbers,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersResponse.SerializeToString,
+            ),
+            'GetNumber': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNumber,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberResponse.SerializeToString,
+            ),
+            'UpdateNumber': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNumber,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberResponse.SerializeToString,
+            ),
+            'AttachCampaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachCampaign,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignResponse.SerializeToString,
+            ),
+            'DetachCampaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachCampaign,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignResponse.SerializeToString,
+            ),
+            'ReleaseNumber': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseNumber,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberResponse.SerializeToString,
+            ),
+            'BulkReleaseNumbers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BulkReleaseNumbers,
+                    request_deserializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersRequest.FromString,
+                    response_serializer=ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -85,12 +352,45 @@ def add_PhoneNumberServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PhoneNumberService:
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
+
+    @staticmethod
+    def SearchNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/SearchNumbers',
+            ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_inventory__pb2.SearchNumbersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def OrderNumbers(request,
@@ -107,8 +407,386 @@ class PhoneNumberService:
             request,
             target,
             '/ordernumbers.v1.PhoneNumberService/OrderNumbers',
-            ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersRequest.SerializeToString,
-            ordernumbers_dot_v1_dot_phone__number__service__pb2.OrderNumbersResponse.FromString,
+            ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_orders__pb2.OrderNumbersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkOrderNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/BulkOrderNumbers',
+            ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_orders__pb2.BulkOrderNumbersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBulkOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/GetBulkOrder',
+            ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_orders__pb2.GetBulkOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/GetOrder',
+            ordernumbers_dot_v1_dot_orders__pb2.GetOrderRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_orders__pb2.GetOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/FindOrder',
+            ordernumbers_dot_v1_dot_orders__pb2.FindOrderRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_orders__pb2.FindOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/HoldNumbers',
+            ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_inventory__pb2.HoldNumbersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/GetHold',
+            ordernumbers_dot_v1_dot_inventory__pb2.GetHoldRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_inventory__pb2.GetHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/ReleaseHold',
+            ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_inventory__pb2.ReleaseHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/ListNumbers',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.ListNumbersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNumber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/GetNumber',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.GetNumberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNumber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/UpdateNumber',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.UpdateNumberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachCampaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/AttachCampaign',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.AttachCampaignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachCampaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/DetachCampaign',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.DetachCampaignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseNumber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/ReleaseNumber',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.ReleaseNumberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkReleaseNumbers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordernumbers.v1.PhoneNumberService/BulkReleaseNumbers',
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersRequest.SerializeToString,
+            ordernumbers_dot_v1_dot_phone__numbers__pb2.BulkReleaseNumbersResponse.FromString,
             options,
             channel_credentials,
             insecure,

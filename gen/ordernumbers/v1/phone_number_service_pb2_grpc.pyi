@@ -5,7 +5,9 @@ Phone numbers from our inventory, for organizations."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from ordernumbers.v1 import phone_number_service_pb2 as _phone_number_service_pb2
+from ordernumbers.v1 import inventory_pb2 as _inventory_pb2
+from ordernumbers.v1 import orders_pb2 as _orders_pb2
+from ordernumbers.v1 import phone_numbers_pb2 as _phone_numbers_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -27,71 +29,275 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PhoneNumberServiceStub:
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PhoneNumberServiceAsyncStub: ...
-    OrderNumbers: _grpc.UnaryUnaryMultiCallable[_phone_number_service_pb2.OrderNumbersRequest, _phone_number_service_pb2.OrderNumbersResponse]
-    """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
-    from the organization's credit in the same transaction.
-
-    An order with an idempotency key can be sent again. It is carried out once, and every later call gets the first
-    response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in double
-    quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key, for
-    at least one day. The same idempotency key with another order is refused. Without one, each call is a new order.
+    SearchNumbers: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.SearchNumbersRequest, _inventory_pb2.SearchNumbersResponse]
+    """Returns numbers that could be ordered now, and reserves none of them. Clients that search at the same time get
+    different numbers, if there are enough.
     """
+    OrderNumbers: _grpc.UnaryUnaryMultiCallable[_orders_pb2.OrderNumbersRequest, _orders_pb2.OrderNumbersResponse]
+    """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
+    from the organization's credit in the same transaction. With `validate_only` nothing is changed.
+    """
+    BulkOrderNumbers: _grpc.UnaryUnaryMultiCallable[_orders_pb2.BulkOrderNumbersRequest, _orders_pb2.BulkOrderNumbersResponse]
+    """Chooses so many numbers and assigns them, as OrderNumbers does: all of them, or none. It takes only numbers that
+    every organization could order.
+    """
+    GetBulkOrder: _grpc.UnaryUnaryMultiCallable[_orders_pb2.GetBulkOrderRequest, _orders_pb2.GetBulkOrderResponse]
+    """Returns a bulk order, as its response was then."""
+    GetOrder: _grpc.UnaryUnaryMultiCallable[_orders_pb2.GetOrderRequest, _orders_pb2.GetOrderResponse]
+    """Returns an order, with its numbers as they were in its response."""
+    FindOrder: _grpc.UnaryUnaryMultiCallable[_orders_pb2.FindOrderRequest, _orders_pb2.FindOrderResponse]
+    """Returns the order that was carried out under an idempotency key, with its numbers as they were in its response."""
+    HoldNumbers: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.HoldNumbersRequest, _inventory_pb2.HoldNumbersResponse]
+    """Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then only
+    that organization can order them.
+    """
+    GetHold: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetHoldRequest, _inventory_pb2.GetHoldResponse]
+    """Returns a hold that has not ended."""
+    ReleaseHold: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseHoldRequest, _inventory_pb2.ReleaseHoldResponse]
+    """Ends a hold."""
+    ListNumbers: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.ListNumbersRequest, _phone_numbers_pb2.ListNumbersResponse]
+    """Lists the organization's numbers, newest first."""
+    GetNumber: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.GetNumberRequest, _phone_numbers_pb2.GetNumberResponse]
+    """Returns one of the organization's numbers."""
+    UpdateNumber: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.UpdateNumberRequest, _phone_numbers_pb2.UpdateNumberResponse]
+    """Changes the settings of a number."""
+    AttachCampaign: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.AttachCampaignRequest, _phone_numbers_pb2.AttachCampaignResponse]
+    """Puts a number into a campaign."""
+    DetachCampaign: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.DetachCampaignRequest, _phone_numbers_pb2.DetachCampaignResponse]
+    """Takes a number out of its campaign."""
+    ReleaseNumber: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.ReleaseNumberRequest, _phone_numbers_pb2.ReleaseNumberResponse]
+    """Gives a number back. Its settings are removed, and nothing is refunded. For some time only this organization can
+    order the number again. Then every organization can.
+    """
+    BulkReleaseNumbers: _grpc.UnaryUnaryMultiCallable[_phone_numbers_pb2.BulkReleaseNumbersRequest, _phone_numbers_pb2.BulkReleaseNumbersResponse]
+    """Gives numbers back, as ReleaseNumber does. An id that is not a number of the organization refuses nothing."""
 
 @_typing.type_check_only
 class PhoneNumberServiceAsyncStub(PhoneNumberServiceStub):
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    OrderNumbers: _aio.UnaryUnaryMultiCallable[_phone_number_service_pb2.OrderNumbersRequest, _phone_number_service_pb2.OrderNumbersResponse]  # type: ignore[assignment]
-    """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
-    from the organization's credit in the same transaction.
-
-    An order with an idempotency key can be sent again. It is carried out once, and every later call gets the first
-    response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in double
-    quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key, for
-    at least one day. The same idempotency key with another order is refused. Without one, each call is a new order.
+    SearchNumbers: _aio.UnaryUnaryMultiCallable[_inventory_pb2.SearchNumbersRequest, _inventory_pb2.SearchNumbersResponse]  # type: ignore[assignment]
+    """Returns numbers that could be ordered now, and reserves none of them. Clients that search at the same time get
+    different numbers, if there are enough.
     """
+    OrderNumbers: _aio.UnaryUnaryMultiCallable[_orders_pb2.OrderNumbersRequest, _orders_pb2.OrderNumbersResponse]  # type: ignore[assignment]
+    """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
+    from the organization's credit in the same transaction. With `validate_only` nothing is changed.
+    """
+    BulkOrderNumbers: _aio.UnaryUnaryMultiCallable[_orders_pb2.BulkOrderNumbersRequest, _orders_pb2.BulkOrderNumbersResponse]  # type: ignore[assignment]
+    """Chooses so many numbers and assigns them, as OrderNumbers does: all of them, or none. It takes only numbers that
+    every organization could order.
+    """
+    GetBulkOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.GetBulkOrderRequest, _orders_pb2.GetBulkOrderResponse]  # type: ignore[assignment]
+    """Returns a bulk order, as its response was then."""
+    GetOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.GetOrderRequest, _orders_pb2.GetOrderResponse]  # type: ignore[assignment]
+    """Returns an order, with its numbers as they were in its response."""
+    FindOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.FindOrderRequest, _orders_pb2.FindOrderResponse]  # type: ignore[assignment]
+    """Returns the order that was carried out under an idempotency key, with its numbers as they were in its response."""
+    HoldNumbers: _aio.UnaryUnaryMultiCallable[_inventory_pb2.HoldNumbersRequest, _inventory_pb2.HoldNumbersResponse]  # type: ignore[assignment]
+    """Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then only
+    that organization can order them.
+    """
+    GetHold: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetHoldRequest, _inventory_pb2.GetHoldResponse]  # type: ignore[assignment]
+    """Returns a hold that has not ended."""
+    ReleaseHold: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseHoldRequest, _inventory_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
+    """Ends a hold."""
+    ListNumbers: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.ListNumbersRequest, _phone_numbers_pb2.ListNumbersResponse]  # type: ignore[assignment]
+    """Lists the organization's numbers, newest first."""
+    GetNumber: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.GetNumberRequest, _phone_numbers_pb2.GetNumberResponse]  # type: ignore[assignment]
+    """Returns one of the organization's numbers."""
+    UpdateNumber: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.UpdateNumberRequest, _phone_numbers_pb2.UpdateNumberResponse]  # type: ignore[assignment]
+    """Changes the settings of a number."""
+    AttachCampaign: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.AttachCampaignRequest, _phone_numbers_pb2.AttachCampaignResponse]  # type: ignore[assignment]
+    """Puts a number into a campaign."""
+    DetachCampaign: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.DetachCampaignRequest, _phone_numbers_pb2.DetachCampaignResponse]  # type: ignore[assignment]
+    """Takes a number out of its campaign."""
+    ReleaseNumber: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.ReleaseNumberRequest, _phone_numbers_pb2.ReleaseNumberResponse]  # type: ignore[assignment]
+    """Gives a number back. Its settings are removed, and nothing is refunded. For some time only this organization can
+    order the number again. Then every organization can.
+    """
+    BulkReleaseNumbers: _aio.UnaryUnaryMultiCallable[_phone_numbers_pb2.BulkReleaseNumbersRequest, _phone_numbers_pb2.BulkReleaseNumbersResponse]  # type: ignore[assignment]
+    """Gives numbers back, as ReleaseNumber does. An id that is not a number of the organization refuses nothing."""
 
 class PhoneNumberServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Assigns phone numbers to organizations.
+    """The life of a number: it is found, held, ordered, seen, routed and given back.
 
     Every call needs an API key: `authorization: Bearer am_live_…`, as metadata over gRPC and as a header over REST. The
     key belongs to one organization, and the call acts only for that organization. A refused call gets an ErrorResponse
     (errors.proto).
+
+    Every call that changes something can be sent again with an idempotency key. It is carried out once, and every later
+    call gets the first response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in
+    double quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key,
+    for at least one day. The same idempotency key with another request is refused. Without one, each call is a new one.
     """
+
+    @_abc_1.abstractmethod
+    def SearchNumbers(
+        self,
+        request: _inventory_pb2.SearchNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.SearchNumbersResponse, _abc.Awaitable[_inventory_pb2.SearchNumbersResponse]]:
+        """Returns numbers that could be ordered now, and reserves none of them. Clients that search at the same time get
+        different numbers, if there are enough.
+        """
 
     @_abc_1.abstractmethod
     def OrderNumbers(
         self,
-        request: _phone_number_service_pb2.OrderNumbersRequest,
+        request: _orders_pb2.OrderNumbersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_phone_number_service_pb2.OrderNumbersResponse, _abc.Awaitable[_phone_number_service_pb2.OrderNumbersResponse]]:
+    ) -> _typing.Union[_orders_pb2.OrderNumbersResponse, _abc.Awaitable[_orders_pb2.OrderNumbersResponse]]:
         """Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
-        from the organization's credit in the same transaction.
-
-        An order with an idempotency key can be sent again. It is carried out once, and every later call gets the first
-        response again, byte for byte, with `idempotency-replayed: true`. Over gRPC the key is the metadata
-        `idempotency-key`, over REST the header `Idempotency-Key`: 1 to 255 visible ASCII characters, bare or in double
-        quotes. All API keys of an organization share its idempotency keys. Only a success uses up an idempotency key, for
-        at least one day. The same idempotency key with another order is refused. Without one, each call is a new order.
+        from the organization's credit in the same transaction. With `validate_only` nothing is changed.
         """
+
+    @_abc_1.abstractmethod
+    def BulkOrderNumbers(
+        self,
+        request: _orders_pb2.BulkOrderNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.BulkOrderNumbersResponse, _abc.Awaitable[_orders_pb2.BulkOrderNumbersResponse]]:
+        """Chooses so many numbers and assigns them, as OrderNumbers does: all of them, or none. It takes only numbers that
+        every organization could order.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBulkOrder(
+        self,
+        request: _orders_pb2.GetBulkOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.GetBulkOrderResponse, _abc.Awaitable[_orders_pb2.GetBulkOrderResponse]]:
+        """Returns a bulk order, as its response was then."""
+
+    @_abc_1.abstractmethod
+    def GetOrder(
+        self,
+        request: _orders_pb2.GetOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.GetOrderResponse, _abc.Awaitable[_orders_pb2.GetOrderResponse]]:
+        """Returns an order, with its numbers as they were in its response."""
+
+    @_abc_1.abstractmethod
+    def FindOrder(
+        self,
+        request: _orders_pb2.FindOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.FindOrderResponse, _abc.Awaitable[_orders_pb2.FindOrderResponse]]:
+        """Returns the order that was carried out under an idempotency key, with its numbers as they were in its response."""
+
+    @_abc_1.abstractmethod
+    def HoldNumbers(
+        self,
+        request: _inventory_pb2.HoldNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.HoldNumbersResponse, _abc.Awaitable[_inventory_pb2.HoldNumbersResponse]]:
+        """Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then only
+        that organization can order them.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHold(
+        self,
+        request: _inventory_pb2.GetHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.GetHoldResponse, _abc.Awaitable[_inventory_pb2.GetHoldResponse]]:
+        """Returns a hold that has not ended."""
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _inventory_pb2.ReleaseHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.ReleaseHoldResponse, _abc.Awaitable[_inventory_pb2.ReleaseHoldResponse]]:
+        """Ends a hold."""
+
+    @_abc_1.abstractmethod
+    def ListNumbers(
+        self,
+        request: _phone_numbers_pb2.ListNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.ListNumbersResponse, _abc.Awaitable[_phone_numbers_pb2.ListNumbersResponse]]:
+        """Lists the organization's numbers, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetNumber(
+        self,
+        request: _phone_numbers_pb2.GetNumberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.GetNumberResponse, _abc.Awaitable[_phone_numbers_pb2.GetNumberResponse]]:
+        """Returns one of the organization's numbers."""
+
+    @_abc_1.abstractmethod
+    def UpdateNumber(
+        self,
+        request: _phone_numbers_pb2.UpdateNumberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.UpdateNumberResponse, _abc.Awaitable[_phone_numbers_pb2.UpdateNumberResponse]]:
+        """Changes the settings of a number."""
+
+    @_abc_1.abstractmethod
+    def AttachCampaign(
+        self,
+        request: _phone_numbers_pb2.AttachCampaignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.AttachCampaignResponse, _abc.Awaitable[_phone_numbers_pb2.AttachCampaignResponse]]:
+        """Puts a number into a campaign."""
+
+    @_abc_1.abstractmethod
+    def DetachCampaign(
+        self,
+        request: _phone_numbers_pb2.DetachCampaignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.DetachCampaignResponse, _abc.Awaitable[_phone_numbers_pb2.DetachCampaignResponse]]:
+        """Takes a number out of its campaign."""
+
+    @_abc_1.abstractmethod
+    def ReleaseNumber(
+        self,
+        request: _phone_numbers_pb2.ReleaseNumberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.ReleaseNumberResponse, _abc.Awaitable[_phone_numbers_pb2.ReleaseNumberResponse]]:
+        """Gives a number back. Its settings are removed, and nothing is refunded. For some time only this organization can
+        order the number again. Then every organization can.
+        """
+
+    @_abc_1.abstractmethod
+    def BulkReleaseNumbers(
+        self,
+        request: _phone_numbers_pb2.BulkReleaseNumbersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_phone_numbers_pb2.BulkReleaseNumbersResponse, _abc.Awaitable[_phone_numbers_pb2.BulkReleaseNumbersResponse]]:
+        """Gives numbers back, as ReleaseNumber does. An id that is not a number of the organization refuses nothing."""
 
 def add_PhoneNumberServiceServicer_to_server(servicer: PhoneNumberServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

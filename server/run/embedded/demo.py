@@ -19,7 +19,8 @@ IDS_FILE = "demo.json"
 CREDIT_MICROS = 10_000_000_000
 PRICE = "1.00"
 
-LOCAL = [f"+1415555{line:04}" for line in range(100, 1000)]
+AREA_CODE = "415"
+LOCAL = [f"+1{AREA_CODE}555{line:04}" for line in range(100, 1000)]
 TOLL_FREE = [f"+1800555{line:04}" for line in range(100, 190)]
 SHORT_CODES = [f"+12255{line}" for line in range(10)]
 

@@ -39,7 +39,7 @@ LOG_FILE = "postgres.log"
 SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
+    "max_connections": "700",  # enough for the most workers, with about ten each
     "shared_buffers": "128MB",
     # Fewer checkpoints write fewer full pages.
     "max_wal_size": "2GB",

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
+from server.store import search_indexes
 
 UPGRADE_LOCK = 6_733_663
 """The advisory lock that an upgrade takes, so that two never run at the same time."""
@@ -64,7 +65,7 @@ def require(engine: Engine) -> None:
 
 
 def upgrade(engine: Engine) -> None:
-    """Apply all missing migrations in one transaction.
+    """Apply all missing migrations in one transaction. Then build the indexes that searches use.
 
     Raises OperatorError if the database is newer than this code, is not UTF8, or is in use for too long.
     """
@@ -73,6 +74,7 @@ def upgrade(engine: Engine) -> None:
         if time.monotonic() > deadline:
             raise OperatorError(IN_USE)
         time.sleep(PAUSE_SECONDS)
+    search_indexes.build(engine)
 
 
 def _try_upgrade(engine: Engine) -> bool:

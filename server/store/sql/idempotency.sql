@@ -1,20 +1,22 @@
--- Responses that are stored under idempotency keys (orders.py, idempotency.py).
+-- Responses that are stored under idempotency keys (orders.py, writes.py, idempotency.py).
 
 -- name: store_responses
-INSERT INTO idempotency_key (organization_id, key, fingerprint, order_id, answer, created_at)
+INSERT INTO idempotency_key (organization_id, key, fingerprint, order_id, answer, method, created_at)
 SELECT
   stored.organization_id,
   stored.key,
   stored.fingerprint,
   stored.order_id,
   stored.response,
-  :'sold_at'::timestamptz
+  stored.method,
+  :'stored_at'::timestamptz
 FROM json_to_recordset(:'responses'::json) AS stored (
     organization_id uuid,
     key text,
     fingerprint bytea,
     order_id uuid,
-    response bytea
+    response bytea,
+    method text
   );
 
 -- name: claim_key
@@ -34,17 +36,12 @@ SET synchronous_commit = local;
 
 -- name: purge
 -- A small step of STEP_ROWS: it deletes the oldest rows, and skips those that another transaction has locked.
-WITH old AS (
-  SELECT
-    organization_id,
-    key
-  FROM idempotency_key
-  WHERE created_at < clock_timestamp() - :'kept_ms'::bigint * interval '1 ms'
-  ORDER BY created_at
-  LIMIT 500
-  FOR UPDATE SKIP LOCKED
-)
 DELETE FROM idempotency_key
-USING old
-WHERE idempotency_key.organization_id = old.organization_id
-  AND idempotency_key.key = old.key;
+WHERE ctid = ANY (ARRAY(
+    SELECT old.ctid
+    FROM idempotency_key AS old
+    WHERE old.created_at < clock_timestamp() - :'kept_ms'::bigint * interval '1 ms'
+    ORDER BY old.created_at
+    LIMIT 500
+    FOR UPDATE SKIP LOCKED
+  ));

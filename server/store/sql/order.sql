@@ -48,10 +48,31 @@ WHERE number IN (
         FROM idempotency_key AS known
         WHERE known.organization_id = wanted.organization_id
           AND known.key = wanted.key
+        -- Looked up one by one. Without this the planner may read all keys for a join.
+        OFFSET 0
       )
   )
 ORDER BY phone_number.number
 FOR NO KEY UPDATE;
+
+-- name: lock_chosen
+-- For a bulk order: as many as it wants of those that its search has found. It does not wait for any of them.
+SELECT
+  number,
+  number_type,
+  sms_enabled,
+  mms_enabled,
+  price_micros,
+  assignment_id::text,
+  held_by::text,
+  free_at
+FROM phone_number
+WHERE number = ANY (:'numbers'::text[])
+  AND assignment_id IS NULL
+  AND (free_at IS NULL OR free_at <= clock_timestamp())
+ORDER BY phone_number.number
+LIMIT :'rows'::integer
+FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: lock_organizations
 -- Every change of a key, brand or campaign updates its organization's row first. So what is read below stays true.
@@ -127,6 +148,7 @@ WITH placed AS (
     numbers text[],
     assignment_ids uuid[],
     prices_micros bigint[],
+    quantity bigint,
     inbound_url text,
     status_url text,
     label text,
@@ -158,7 +180,7 @@ account AS (
   ORDER BY organization_id, entry_no DESC
 ),
 new_orders AS (
-  INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, number_count, created_at)
+  INSERT INTO orders (organization_id, id, api_key_id, request_id, total_micros, number_count, quantity, created_at)
   SELECT
     organization_id,
     id,
@@ -166,6 +188,7 @@ new_orders AS (
     request_id,
     total_micros,
     cardinality(numbers),
+    quantity,
     sold_at
   FROM placed
 ),
@@ -221,6 +244,7 @@ UPDATE phone_number
 SET
   assignment_id = taken.id,
   held_by = NULL,
-  free_at = NULL
+  free_at = NULL,
+  hold_id = NULL
 FROM taken
 WHERE phone_number.number = taken.number;

@@ -11,6 +11,10 @@ COMMIT;
 -- psycopg's own rollback would also deallocate the prepared statements.
 ROLLBACK;
 
+-- name: limit_read
+-- Until the end of the round trip, which is one transaction.
+SELECT set_config('statement_timeout', :'statement_timeout', true);
+
 -- name: identify_backend
 -- A process id alone is used again after its process has ended.
 SELECT pid || ' ' || backend_start

@@ -1,4 +1,4 @@
-"""A connection for orders: one transaction at a time, and what remains in the database when an outcome is unknown."""
+"""A connection for writes: one transaction at a time, and what remains in the database when an outcome is unknown."""
 
 import asyncio
 import logging
@@ -9,15 +9,15 @@ import psycopg
 from psycopg import errors
 
 from server.config import Settings
-from server.pending import SEND_SECONDS_MIN, PendingOrder
+from server.pending import SEND_SECONDS_MIN, PendingWrite
 from server.store.connection import (
     IDLE_CHECK_SECONDS_MAX,
     DatabaseAway,
     PipelinedConnection,
     ReconnectingConnection,
 )
-from server.store.orders import STATEMENTS, InProgress, Limits, OutcomeUnknown, place
-from server.store.statements import array, load
+from server.store.statements import Statement, array, load
+from server.store.transaction import InProgress, Limits, OutcomeUnknown, check
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +58,22 @@ class UnsettledCommits:
             self._backends -= asked - {backend for (backend,) in running.rows}
 
 
-class OrderConnection:
-    """One connection for orders, used by one transaction at a time."""
+class WriteConnection:
+    """One connection for writes, used by one transaction at a time. It prepares `statements`."""
 
-    def __init__(self, settings: Settings, database_url: str, unsettled: UnsettledCommits) -> None:
+    def __init__(
+        self, settings: Settings, database_url: str, unsettled: UnsettledCommits, statements: Sequence[Statement]
+    ) -> None:
         self._settings = settings
-        self._connection = ReconnectingConnection(database_url, settings, (*STATEMENTS, FIND_RUNNING))
+        self._connection = ReconnectingConnection(database_url, settings, (*statements, FIND_RUNNING))
         self._unsettled = unsettled
         self._free = asyncio.Lock()
 
     @asynccontextmanager
     async def attempt(
-        self, batch: Sequence[PendingOrder], lock_seconds: float
-    ) -> AsyncIterator[tuple[PipelinedConnection, Sequence[PendingOrder], Limits]]:
-        """A context for one transaction, with those orders of the batch that should still be sent.
+        self, batch: Sequence[PendingWrite], lock_seconds: float
+    ) -> AsyncIterator[tuple[PipelinedConnection, Sequence[PendingWrite], Limits]]:
+        """A context for one transaction, with those writes of the batch that should still be sent.
 
         It ends before their last deadline. An error leaves nothing of it, except OutcomeUnknown. Raises psycopg.Error,
         DatabaseAway.
@@ -93,10 +95,10 @@ class OrderConnection:
                 raise
 
     async def check(self, seconds_max: float) -> None:
-        """Run an order's transaction without an order. Raises DatabaseAway."""
+        """Run a transaction without a write. Raises DatabaseAway."""
         try:
             async with asyncio.timeout(seconds_max), self.attempt([], 0) as (connection, _, limits):
-                await place(connection, [], limits)
+                await check(connection, limits)
                 await self._unsettled.forget_ended(connection)
         except OutcomeUnknown as error:
             raise DatabaseAway(f"COMMIT failed: {error.__cause__!r}") from None
@@ -114,7 +116,7 @@ class OrderConnection:
     async def close(self) -> None:
         await self._connection.close()
 
-    def _limits(self, running: Sequence[PendingOrder], lock_seconds: float) -> Limits:
+    def _limits(self, running: Sequence[PendingWrite], lock_seconds: float) -> Limits:
         seconds = self._settings.transaction_max_ms / 1000
         if running:
             last = max(pending.deadline for pending in running)
@@ -122,14 +124,13 @@ class OrderConnection:
         return Limits(min(lock_seconds, seconds), seconds)
 
     def _note_unknown(
-        self, connection: PipelinedConnection, running: Sequence[PendingOrder], error: OutcomeUnknown
+        self, connection: PipelinedConnection, running: Sequence[PendingWrite], error: OutcomeUnknown
     ) -> None:
-        log.warning("the outcome of %d orders is unknown: %r", len(error.placed), error.__cause__)
+        log.warning("the outcome of %d writes is unknown: %r", len(error.sent), error.__cause__)
         self._unsettled.add(connection.backend)
-        sent = {placed.order.id: placed for placed in error.placed}
         for pending in running:
-            if placed := sent.get(pending.order.id):
-                pending.note_unknown(placed)
+            if sent := error.sent.get(pending.write.id):
+                pending.note_unknown(sent)
 
     async def _recover(self, connection: PipelinedConnection, error: BaseException) -> None:
         """Roll back, or close the connection so that the next attempt opens another."""

@@ -1,0 +1,87 @@
+"""The indexes for searches. They are built without blocking orders, so not in the transaction of a migration.
+
+Without them searches give the same results, but may be slow.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from psycopg.errors import InsufficientPrivilege, LockNotAvailable, UndefinedFile
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from server.errors import OperatorError
+
+log = logging.getLogger(__name__)
+
+BUILD_LOCK = 6_733_664
+"""The advisory lock of a build, so that two never run at the same time."""
+PAUSE_SECONDS = 0.5
+LOCK_SECONDS_MAX = 60.0
+"""How long a build waits for another build, or for a transaction that is older than it."""
+
+SEARCH = ("phone_number_search", "btree (number_type, sms_enabled, mms_enabled, number)")
+DIGITS = ("phone_number_digits", "gin (number gin_trgm_ops)")
+EXTENSION = "pg_trgm"
+
+IN_USE = (
+    f"the search indexes could not be built, because other transactions ran for {LOCK_SECONDS_MAX:.0f} s: run "
+    "`ordernumbers db upgrade` again after the oldest transaction in pg_stat_activity has ended"
+)
+NO_EXTENSION = (
+    "searches for a pattern of digits will be slow: the extension pg_trgm cannot be created here (%s). "
+    "Let an administrator run `CREATE EXTENSION pg_trgm`, then run `ordernumbers db upgrade` again"
+)
+
+
+def build(engine: Engine) -> None:
+    """Build the indexes that are missing. Raises OperatorError if other transactions are in the way for too long."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection, _alone(connection):
+        connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS_MAX:.0f}s'"))
+        try:
+            _build(connection, *SEARCH)
+            if _has_extension(connection):
+                _build(connection, *DIGITS)
+        except DBAPIError as error:
+            if isinstance(error.orig, LockNotAvailable):
+                raise OperatorError(IN_USE) from None
+            raise
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Wait until no other build runs."""
+    deadline = time.monotonic() + LOCK_SECONDS_MAX
+    # Not pg_advisory_lock: a build waits for every older statement, so also for one that waits for this lock.
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({BUILD_LOCK})")).scalar_one():
+        if time.monotonic() > deadline:
+            raise OperatorError(IN_USE)
+        time.sleep(PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        connection.execute(text(f"SELECT pg_advisory_unlock({BUILD_LOCK})"))
+
+
+def _build(connection: Connection, name: str, definition: str) -> None:
+    valid = connection.execute(
+        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": name}
+    ).scalar_one_or_none()
+    if valid:
+        return
+    if valid is False:  # a build that was ended leaves an index that is not used
+        connection.execute(text(f"DROP INDEX CONCURRENTLY {name}"))
+    connection.execute(text(f"CREATE INDEX CONCURRENTLY {name} ON phone_number USING {definition}"))
+
+
+def _has_extension(connection: Connection) -> bool:
+    try:
+        connection.execute(text(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION}"))
+    except DBAPIError as error:
+        if not isinstance(error.orig, InsufficientPrivilege | UndefinedFile):
+            raise
+        log.warning(NO_EXTENSION, " ".join(str(error.orig).split()))
+        return False
+    return True
