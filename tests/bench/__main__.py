@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,17 +16,15 @@ from server.config import settings
 from server.errors import OperatorError
 from tests.bench import report
 from tests.bench.machine import describe
-from tests.bench.parts import running_postgres, work_folder
-from tests.bench.sides import PARTS, QUICK_PARTS, Bench, Effort, Measure, Side
+from tests.bench.measures import AGAINST, Effort, Measure, Side
+from tests.bench.parts import checkout, running_postgres, work_folder
+from tests.bench.reads import read_sides
+from tests.bench.sides import AGAINST_PARTS, PARTS, QUICK_PARTS, Bench
 
 RESULTS = Path(__file__).parent / "results"
 WORKERS_MAX = 4  # the embedded PostgreSQL has connections for so many, and for 64 clients of pgbench
 ROUNDS_MIN = 3  # with fewer, a median means little
 OTHERS_CORES_FEW = 0.2  # not worth a note
-FAIRNESS = (
-    "Fairness: p99 of an organization with 8 orders in flight is {alone_p99_ms:g} ms alone, and {flooded_p99_ms:g} ms "
-    "beside 120 orders of another organization, which is {fairness_p99:g} times as long."
-)
 
 console = Console(width=None if sys.stdout.isatty() else 150)
 
@@ -41,8 +39,8 @@ def main() -> None:
         workers=arguments.workers or min(WORKERS_MAX, os.cpu_count() or 1),
     )
     parts = arguments.only or (QUICK_PARTS if effort.quick else PARTS)
-    result = run(effort, parts)
-    whole = not effort.quick and set(parts) == set(PARTS) and effort.rounds >= ROUNDS_MIN
+    result = run(effort, parts, arguments.against)
+    whole = not arguments.against and not effort.quick and set(parts) == set(PARTS) and effort.rounds >= ROUNDS_MIN
     path = RESULTS / ("latest.json" if whole else "quick.json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -51,40 +49,56 @@ def main() -> None:
         sys.exit(f"Invariants do not hold: {result['violations'][:10]}")
 
 
-def run(effort: Effort, parts: Sequence[str]) -> dict[str, Any]:
-    """Measure these parts, print the tables, and return the result for JSON."""
+def run(effort: Effort, parts: Sequence[str], against: str | None = None) -> dict[str, Any]:
+    """Measure these parts, also of the commit `against`. Print the tables, and return the result for JSON."""
     with work_folder() as folder, running_postgres(folder) as postgres:
         machine = describe(folder, postgres.settings("server_version")["server_version"])
         durable = postgres.settings("fsync", "synchronous_commit")
         if set(durable.values()) != {"on"}:
             raise OperatorError(f"PostgreSQL is not durable: {durable}")
+        benches = []
         with ExitStack() as stack:
             bench = Bench(postgres, folder, effort, stack)
-            measures = _measure(bench.sides(tuple(parts)), effort.rounds)
-            bench.note_memory()
+            benches.append(bench)
+            sides = bench.sides(tuple(parts))
+            if against:
+                tree = stack.enter_context(checkout(against, folder / "against"))
+                benches.append(Bench(postgres, folder, effort, stack, tree, "against"))
+                sides = _side_by_side(sides, benches[1].sides(tuple(part for part in parts if part in AGAINST_PARTS)))
+            measures = _measure(sides, effort.rounds, bench.note_memory)
+            violations = [each for other in benches[1:] for each in other.violations()]
         if "growth" in parts:
             measures |= _measure(list(bench.growth_sides()), effort.rounds)
+        with ExitStack() as stack:
+            bench.stack = stack
+            if "reads" in parts:
+                measures |= _measure(list(read_sides(bench)), effort.rounds)
         console.print("Checking the invariants…")
-        violations = bench.violations()
-    sides = report.medians(measures)
-    found = report.ratios(sides, bench.worker_rss_mb)
-    fairness = report.fairness(sides)
-    report.print_tables(console, sides, measures, found)
-    if fairness:
-        console.print(FAIRNESS.format(**fairness))
+        violations += bench.violations()
+    medians = report.medians(measures)
+    found = report.with_ranges(measures, bench.workers_rss_mb)
+    report.print_tables(console, medians, measures, found)
     return {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine | durable,
         "effort": {"rounds": effort.rounds, "seconds": effort.seconds, "workers": effort.workers},
         "order_connections": settings().order_connections,
         "ratios": found,
-        "fairness": fairness,
-        "sides": {name: report.as_json(measure, measures[name]) for name, measure in sides.items()},
+        "against": against,
+        "sides": {name: report.as_json(measure, measures[name]) for name, measure in medians.items()},
         "violations": violations,
     }
 
 
-def _measure(sides: list[Side], rounds: int) -> dict[str, list[Measure]]:
+def _side_by_side(sides: list[Side], others: list[Side]) -> list[Side]:
+    """Both lists, with each side of the other commit right after ours."""
+    by_name = {side.name: Side(f"{side.name}{AGAINST}", side.measure) for side in others}
+    return [each for side in sides for each in (side, by_name.get(side.name)) if each]
+
+
+def _measure(
+    sides: list[Side], rounds: int, after_round: Callable[[], None] = lambda: None
+) -> dict[str, list[Measure]]:
     """Measure every side once per round."""
     measures: dict[str, list[Measure]] = {side.name: [] for side in sides}
     for number in range(rounds):
@@ -94,6 +108,7 @@ def _measure(sides: list[Side], rounds: int) -> dict[str, list[Measure]]:
             measure = side.measure()
             measures[side.name].append(measure)
             console.print(f"{number + 1}/{rounds}  {side.name:18} {_line(measure)}", highlight=False, soft_wrap=True)
+        after_round()
     return measures
 
 
@@ -113,6 +128,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long each time (default 3, with --quick 1.2)")
     parser.add_argument(
         "--workers", type=int, help=f"workers of the server (default: one per core, at most {WORKERS_MAX})"
+    )
+    parser.add_argument(
+        "--against", metavar="REV", help=f"also measure another commit ({', '.join(AGAINST_PARTS)}), side by side"
     )
     return parser.parse_args()
 

@@ -13,9 +13,8 @@ from uuid import UUID
 import psycopg
 
 from server import keys
-from server.store import migrations
-from server.store.check import violations
 from server.store.engine import admin_engine
+from tests.bench.parts import Tree
 
 ORGANIZATIONS = 1000
 PRICE_MICROS = 1_000_000
@@ -69,10 +68,11 @@ class Block(NamedTuple):
 class BenchDatabase:
     """Customers, the numbers that they can order, and counts of what was ordered."""
 
-    def __init__(self, url: str, block_numbers: int = BLOCK_NUMBERS) -> None:
+    def __init__(self, url: str, tree: Tree, block_numbers: int = BLOCK_NUMBERS) -> None:
         self.url = url
         self.engine = admin_engine(url)
-        migrations.upgrade(self.engine)
+        self._tree = tree
+        tree.migrate(url)
         self.customers = [BenchCustomer.numbered(no) for no in range(1, ORGANIZATIONS + 1)]
         self._block_numbers = block_numbers
         self._add_customers()
@@ -126,7 +126,7 @@ class BenchDatabase:
 
     def violations(self) -> list[str]:
         """The violations that `ordernumbers check` finds."""
-        return violations(self.engine)
+        return self._tree.violations(self.url)
 
     def _add_customers(self) -> None:
         customers = [(each.id, each.key_id, keys.digest(each.key)) for each in self.customers]

@@ -1,6 +1,7 @@
-"""The side "null RPC": a gRPC server like ours, with a method that returns a constant.
+"""The sides "null" and "idle batch": a gRPC server like ours, with a method that returns a constant.
 
-The response is as long as that to an order of one number. `python -m tests.bench.null PORT` is one process.
+The response is as long as that to an order of one number. `python -m tests.bench.null PORT` is one process. With
+`--batch` its calls first wait as long as a batch of orders takes. All calls that arrive meanwhile share that wait.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ import grpc
 import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse, PhoneNumber
+from ordernumbers.v1.orders_pb2 import OrderNumbersResponse
+from ordernumbers.v1.phone_numbers_pb2 import PhoneNumber
 from server.rpc.server import OPTIONS, SERVICE
 from server.run.worker import use_batch_scheduling
 
+BATCH_SECONDS = 0.004
 ROW = PhoneNumber(
     id="00000000-0000-7000-8000-000000000000",
     number="+12000000000",
@@ -24,14 +27,33 @@ ROW = PhoneNumber(
 )
 RESPONSE = OrderNumbersResponse(success=True, data=[ROW]).SerializeToString()
 
+Context = grpc.aio.ServicerContext[bytes, bytes]
 
-async def order_numbers(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+
+async def respond(request: bytes, context: Context) -> bytes:
     return RESPONSE
 
 
-async def main(port: int) -> None:
+class Batches:
+    """Lets calls wait together."""
+
+    def __init__(self) -> None:
+        self._end: asyncio.Future[None] | None = None
+        """Of the batch that waits now."""
+
+    async def respond(self, request: bytes, context: Context) -> bytes:
+        if self._end is None or self._end.done():
+            loop = asyncio.get_running_loop()
+            self._end = loop.create_future()
+            loop.call_later(BATCH_SECONDS, self._end.set_result, None)
+        await self._end
+        return RESPONSE
+
+
+async def main(port: int, *, in_batches: bool) -> None:
     server = grpc.aio.server(options=OPTIONS)
-    handlers = {"OrderNumbers": grpc.unary_unary_rpc_method_handler(order_numbers)}
+    method = Batches().respond if in_batches else respond
+    handlers = {"OrderNumbers": grpc.unary_unary_rpc_method_handler(method)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)])
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -40,4 +62,4 @@ async def main(port: int) -> None:
 
 if __name__ == "__main__":
     use_batch_scheduling()  # as a worker does
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(int(sys.argv[1]), in_batches="--batch" in sys.argv))

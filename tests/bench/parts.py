@@ -1,9 +1,10 @@
-"""The parts as processes: PostgreSQL, the server, Envoy, null servers. And their CPU and memory.
+"""The parts as processes: PostgreSQL, the server, Envoy, and what they are compared with. And their CPU and memory.
 
 Each process runs under a guard, which ends it when the benchmark is killed.
 """
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -19,16 +20,19 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from server.config import Settings
-from server.run.edge import envoy_command, is_ready, write_config
+from server.config import Settings, variable_of
+from server.errors import OperatorError
+from server.run.edge import envoy_command, is_ready
+from server.run.edge_config import Config, edge_config
 from server.run.embedded.guard import guarded
 from server.run.embedded.postgres import EmbeddedPostgres
-from server.run.serve import GRPC_EXPERIMENTS, environment_of
+from server.run.serve import GRPC_EXPERIMENTS
 from tests.support.stack import free_ports, gone, wait_until
 
 ROOT = Path(__file__).parents[2]
 RATE_LIMIT_OFF = 1_000_000  # the largest that the settings allow
-SERVE = "import sys; from server.cli import main; sys.argv[1:] = ['serve']; main()"
+KEEP_ALIVE_SECONDS = 300  # as at the edge, because the generator may keep a connection without a call
+ORDERNUMBERS = "from server.cli import main; main()"
 
 Address = tuple[str, int]
 
@@ -82,7 +86,7 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
         yield Postgres(embedded, guard)
 
 
-# ---------------------------------------------------------------- server, Envoy, null servers
+# ---------------------------------------------------------------- the server and Envoy
 
 
 @dataclass
@@ -108,32 +112,85 @@ class RunningService:
         return max(process.memory_info().rss for process in workers) / 2**20
 
 
+@dataclass(frozen=True)
+class Tree:
+    """The project's files at a commit. Their processes use the installed packages of this checkout."""
+
+    root: Path = ROOT
+
+    def command(self, *arguments: str) -> list[str]:
+        """`ordernumbers` of this tree, with these arguments."""
+        return [sys.executable, "-P", "-c", ORDERNUMBERS, *arguments]
+
+    def environment(self, **settings: object) -> dict[str, str]:
+        """Our environment, with this tree's modules and these settings. Another tree may not know all of ours."""
+        return {
+            **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+            "PYTHONPATH": os.pathsep.join((str(self.root), str(self.root / "gen"))),
+            **{variable_of(name): str(value) for name, value in settings.items()},
+        }
+
+    def migrate(self, database_url: str) -> None:
+        """Bring an empty database to the schema of this tree."""
+        command = self.command("db", "upgrade")
+        environment = self.environment(database_url=database_url)
+        subprocess.run(command, env=environment, cwd=self.root, check=True, capture_output=True, timeout=120)
+
+    def violations(self, database_url: str) -> list[str]:
+        """What `ordernumbers check` of this tree finds."""
+        command = self.command("check", "--json")
+        environment = self.environment(database_url=database_url)
+        checked = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
+        return [] if checked.returncode == 0 else [checked.stdout.strip() or checked.stderr.strip()]
+
+
+OURS = Tree()
+
+
 @contextmanager
-def running_service(folder: Path, database_url: str, workers: int, *, edge: bool = False) -> Iterator[RunningService]:
+def checkout(revision: str, folder: Path) -> Iterator[Tree]:
+    """The tree at a revision of git, in a folder that does not exist yet. Raises OperatorError for an unknown one."""
+    command = ["git", "worktree", "add", "--detach", str(folder), revision]
+    added = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if added.returncode:
+        raise OperatorError(f"git cannot check out {revision}: {added.stderr.strip()}")
+    try:
+        yield Tree(folder)
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=True)
+
+
+@contextmanager
+def running_service(
+    folder: Path, database_url: str, workers: int, *, edge: bool = False, tree: Tree = OURS
+) -> Iterator[RunningService]:
     """The server with the settings of the environment, but on free ports and without rate limits."""
     folder.mkdir(parents=True)
     first = free_ports(1 + workers)
-    settings = Settings(
-        database_url=database_url,
-        data_dir=folder,
-        rest_port=first,
-        grpc_port=first + 1,
-        workers=workers,
-        rate_limit_per_key=RATE_LIMIT_OFF,
-        rate_limit_per_address=RATE_LIMIT_OFF,
-        drain_ms=0,
-    )
+    changed = {
+        "database_url": database_url,
+        "data_dir": folder,
+        "rest_port": first,
+        "grpc_port": first + 1,
+        "workers": workers,
+        "rate_limit_per_key": RATE_LIMIT_OFF,
+        "rate_limit_per_address": RATE_LIMIT_OFF,
+        "drain_ms": 0,
+    }
+    settings, environment = Settings(**changed), tree.environment(**changed)  # type: ignore[arg-type]
     with ExitStack() as stack:
         log = folder / "server.log"
-        serve = [sys.executable, "-P", "-c", SERVE]
-        server = stack.enter_context(running(serve, log, environment_of(settings)))
+        server = stack.enter_context(running(tree.command("serve"), log, environment))
         _wait_until_started(lambda: "serving on" in log.read_text(), server, log)
         service = RunningService(settings, server)
         if edge:
             log = folder / "envoy.log"
-            service.envoy = stack.enter_context(running(envoy_command(settings, write_config(settings)), log))
+            service.envoy = stack.enter_context(running(tree.command("edge"), log, environment))
             _wait_until_started(lambda: asyncio.run(is_ready(settings)), service.envoy, log)
         yield service
+
+
+# ---------------------------------------------------------------- what they are compared with
 
 
 @dataclass
@@ -145,7 +202,7 @@ class NullServers:
 
 
 @contextmanager
-def running_null_servers(folder: Path, count: int) -> Iterator[NullServers]:
+def running_null_servers(folder: Path, count: int, *options: str) -> Iterator[NullServers]:
     folder.mkdir(parents=True)
     first = free_ports(count)
     ports = range(first, first + count)
@@ -154,11 +211,59 @@ def running_null_servers(folder: Path, count: int) -> Iterator[NullServers]:
         for port in ports:
             log = folder / f"{port}.log"
             environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | os.environ  # as for a worker
-            command = [sys.executable, "-m", "tests.bench.null", str(port)]
+            command = [sys.executable, "-m", "tests.bench.null", str(port), *options]
             process = stack.enter_context(running(command, log, environment))
             _wait_until_started(lambda port=port: _listens(port), process, log)  # type: ignore[misc]
             processes.append(process)
         yield NullServers([("127.0.0.1", port) for port in ports], processes)
+
+
+@dataclass
+class RestServer:
+    """A process that takes orders over REST."""
+
+    address: Address
+    process: psutil.Process
+
+
+@contextmanager
+def running_bare_edge(folder: Path, settings: Settings) -> Iterator[RestServer]:
+    """Another Envoy in front of the same workers, with the same configuration, but without our Lua."""
+    folder.mkdir(parents=True)
+    port = free_ports(1)
+    settings = settings.model_copy(update={"rest_port": port, "data_dir": folder})
+    config_path, log = folder / "envoy.json", folder / "envoy.log"
+    config_path.write_text(json.dumps(_without_lua(edge_config(settings))))
+    with running(envoy_command(settings, config_path), log) as envoy:
+        _wait_until_started(lambda: asyncio.run(is_ready(settings)), envoy, log)
+        yield RestServer(("127.0.0.1", port), envoy)
+
+
+def _without_lua(config: Config) -> Config:
+    """The configuration without each HTTP filter that runs Lua. Changes `config`."""
+    (listener,) = config["static_resources"]["listeners"]
+    (chain,) = listener["filter_chains"]
+    http = chain["filters"][0]["typed_config"]
+    http["http_filters"] = [each for each in http["http_filters"] if "filters.http.lua." not in json.dumps(each)]
+    return config
+
+
+@contextmanager
+def running_peer(folder: Path, database_url: str, workers: int) -> Iterator[RestServer]:
+    """The service in peer.py, on a database with our schema."""
+    folder.mkdir(parents=True)
+    port, log = free_ports(1), folder / "peer.log"
+    options = {"--port": port, "--workers": workers, "--timeout-keep-alive": KEEP_ALIVE_SECONDS}
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "uvicorn", "tests.bench.peer:app", *words]
+    # As for our workers: a plan that was made while a table was small would always scan it.
+    environment = {**os.environ, "DATABASE_URL": f"{database_url}&options=-cenable_seqscan%3Doff"}
+    with running(command, log, environment) as process:
+        _wait_until_started(lambda: log.read_text().count("startup complete") == workers, process, log)
+        yield RestServer(("127.0.0.1", port), process)
+
+
+# ---------------------------------------------------------------- processes
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.sides import GENERATOR, Measure
+from tests.bench.measures import AGAINST, GENERATOR, Measure
 
 Sides = Mapping[str, Measure]
 Rounds = Mapping[str, Sequence[Measure]]
+Figure = Callable[[Measure], float]
 Goal = tuple[str, float]
 """">=" or "<=", and the value."""
 
@@ -22,7 +23,7 @@ def medians(measures: Rounds) -> dict[str, Measure]:
 
 
 def _median(rounds: Sequence[Measure]) -> Measure:
-    def of(figure: Callable[[Measure], float]) -> float:
+    def of(figure: Figure) -> float:
         return median(map(figure, rounds))
 
     batches = [m.orders_per_batch for m in rounds if m.orders_per_batch]
@@ -37,88 +38,136 @@ def _median(rounds: Sequence[Measure]) -> Measure:
     )
 
 
-# ---------------------------------------------------------------- ratios
+# ---------------------------------------------------------------- figures and ratios
+
+
+def numbers_per_second(measure: Measure) -> float:
+    return measure.numbers_per_order * measure.orders_per_second
+
+
+def p50_ms(measure: Measure) -> float:
+    return measure.p50_ms
+
+
+def p99_ms(measure: Measure) -> float:
+    return measure.p99_ms
+
+
+def cpu_us_of(part: str) -> Figure:
+    """CPU per order of one part."""
+    return lambda measure: measure.cpu_us[part]
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The throughput of the side `of`, divided by that of `to`.
+    """A figure of the side `of`, divided by that of the side `to`.
 
-    A name that ends in `*` means the fastest side whose name starts like that.
+    A name that ends in `*` means the fastest side of ours whose name starts like that.
     """
 
     name: str
     of: str
     to: str
-    goal: float
+    goal: Goal
+    figure: Figure = numbers_per_second
 
 
-THROUGHPUT_RATIOS = (
-    Ratio("grpc_vs_pgbench", "grpc many 128", "floor many *", 1.0),
-    Ratio("hot_org_vs_pgbench", "grpc hot 128", "floor hot *", 3.0),
-    Ratio("grpc_vs_null", "grpc many 128", "null many 128", 0.7),
-    Ratio("rest_vs_grpc", "rest many 128", "grpc many 128", 0.8),
-    Ratio("wide_numbers_vs_single", "wide 100", "wide 1", 3.0),
-    Ratio("growth_10m_vs_100k", "growth 10M", "growth 100k", 0.9),
-    Ratio("goodput_at_10x", "overload 10x", "overload *", 0.8),
-    Ratio("goodput_at_40x", "overload 40x", "overload *", 0.8),
-    Ratio("two_workers_vs_one", "workers 2", "workers 1", 1.3),
+RATIOS = (
+    Ratio("grpc_vs_pgbench", "grpc many 128", "floor many *", (">=", 1.0)),
+    Ratio("server_cpu_vs_idle_batch", "grpc many 128", "idle batch 128", ("<=", 1.5), cpu_us_of("server")),
+    Ratio("edge_cpu_vs_bare", "rest many 128", "edge bare 128", ("<=", 1.1), cpu_us_of("envoy")),
+    Ratio("rest_vs_peer", "rest many 128", "peer 128", (">=", 10.0)),
+    Ratio("hot_org_vs_pgbench", "grpc hot 128", "floor hot *", (">=", 1.5)),
+    Ratio("latency_vs_pgbench", "grpc many 1", "floor many 1", ("<=", 3.0), p50_ms),
+    Ratio("fairness_p99", "fairness flooded", "fairness alone", ("<=", 3.0), p99_ms),
+    Ratio("goodput_at_40x", "overload 40x", "overload *", (">=", 0.8)),
+    Ratio("wide_numbers_vs_single", "wide 100", "wide 1", (">=", 8.0)),
+    Ratio("growth_10m_vs_100k", "growth 10M", "growth 100k", (">=", 0.95)),
+    Ratio("grpc_vs_null", "grpc many 128", "null many 128", (">=", 0.7)),
+    Ratio("rest_vs_grpc", "rest many 128", "grpc many 128", (">=", 0.8)),
+    Ratio("goodput_at_10x", "overload 10x", "overload *", (">=", 0.8)),
+    Ratio("two_workers_vs_one", "workers 2", "workers 1", (">=", 1.3)),
+    Ratio("orders_beside_searches", "reads 20/s beside orders", "reads none beside orders", (">=", 0.9)),
 )
-ORDER = (
-    "grpc_vs_pgbench",
-    "hot_org_vs_pgbench",
-    "grpc_vs_null",
-    "rest_vs_grpc",
-    "latency_vs_pgbench",
-    "wide_numbers_vs_single",
-    "growth_10m_vs_100k",
-    "worker_rss_mb",
-    "two_workers_vs_one",
-    "goodput_at_10x",
-    "goodput_at_40x",
-)
+MEMORY = "worker_rss_mb"
+# Milliseconds of a call, the median.
+READ_GOALS_MS = {
+    "reads area": 5,
+    "reads area + 4 digits": 20,
+    "reads area + 7 digits": 20,
+    "reads 4 digits": 100,
+    "reads 7 digits": 100,
+    "reads list": 5,
+}
 GOALS: dict[str, Goal] = {
-    **{ratio.name: (">=", ratio.goal) for ratio in THROUGHPUT_RATIOS},
-    "latency_vs_pgbench": ("<=", 2.0),
-    "worker_rss_mb": ("<=", 150),
+    **{ratio.name: ratio.goal for ratio in RATIOS},
+    MEMORY: ("<=", 150),
+    **{f"{side} ms": ("<=", goal) for side, goal in READ_GOALS_MS.items()},
 }
 
 
-def ratios(sides: Sides, worker_rss_mb: float) -> dict[str, float]:
-    """The ratios of the measured sides, in the order of the goals.
+def ratios(sides: Sides) -> dict[str, float]:
+    """The ratios of the measured sides, and the latencies of reads.
 
-    `…_cpu` is the ratio of orders (or numbers) per CPU-second. The generator's CPU does not count.
+    `…_cpu` beside a ratio of throughputs is that of orders (or numbers) per CPU-second. The generator's CPU does not
+    count.
     """
-    found = {} if not worker_rss_mb else {"worker_rss_mb": round(worker_rss_mb, 1)}
-    for ratio in THROUGHPUT_RATIOS:
+    found = {}
+    for ratio in RATIOS:
         of, to = _side(sides, ratio.of), _side(sides, ratio.to)
         if of and to:
-            numbers = of.numbers_per_order / to.numbers_per_order
-            found[ratio.name] = round(numbers * of.orders_per_second / to.orders_per_second, 3)
-            found[f"{ratio.name}_cpu"] = round(numbers * of.orders_per_cpu_second / to.orders_per_cpu_second, 3)
-    one, floor = sides.get("grpc many 1"), sides.get("floor many 1")
-    if one and floor:
-        found["latency_vs_pgbench"] = round(one.p50_ms / floor.p50_ms, 3)
-    return {name: found[name] for each in ORDER for name in (each, f"{each}_cpu") if name in found}
+            found[ratio.name] = round(ratio.figure(of) / ratio.figure(to), 3)
+            if ratio.figure is numbers_per_second:
+                found[f"{ratio.name}_cpu"] = round(_numbers_per_cpu_second(of) / _numbers_per_cpu_second(to), 3)
+    return found | {f"{side} ms": round(sides[side].p50_ms, 2) for side in READ_GOALS_MS if side in sides}
+
+
+def with_ranges(rounds: Rounds, workers_rss_mb: Sequence[float]) -> dict[str, Any]:
+    """The ratios of the medians. For each also `…_range`: the lowest and the highest of a single round.
+
+    The memory of a worker is the highest. The other commit's sides give `against …`: our throughput divided by theirs
+    in the same round, as a median.
+    """
+    found: dict[str, Any] = ratios(medians(rounds))
+    of_rounds = [ratios(sides) for sides in _each_round(rounds)]
+    found |= {f"{name}_range": _range([each[name] for each in of_rounds]) for name in found}
+    if workers_rss_mb:
+        rounded = [round(each, 1) for each in workers_rss_mb]
+        found |= {MEMORY: max(rounded), f"{MEMORY}_range": _range(rounded)}
+    for name in (name for name in rounds if f"{name}{AGAINST}" in rounds):
+        found |= _against(f"against {name}", list(zip(rounds[name], rounds[f"{name}{AGAINST}"], strict=True)))
+    return found
+
+
+def _each_round(rounds: Rounds) -> list[Sides]:
+    count = min(map(len, rounds.values()))
+    return [{name: measures[i] for name, measures in rounds.items()} for i in range(count)]
+
+
+def _against(key: str, pairs: Sequence[tuple[Measure, Measure]]) -> dict[str, Any]:
+    throughput = [ours.orders_per_second / theirs.orders_per_second for ours, theirs in pairs]
+    per_cpu = [ours.orders_per_cpu_second / theirs.orders_per_cpu_second for ours, theirs in pairs]
+    return {
+        key: round(median(throughput), 3),
+        f"{key}_range": _range(throughput),
+        f"{key}_cpu": round(median(per_cpu), 3),
+    }
+
+
+def _numbers_per_cpu_second(measure: Measure) -> float:
+    return measure.numbers_per_order * measure.orders_per_cpu_second
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    return [round(min(values), 3), round(max(values), 3)]
 
 
 def _side(sides: Sides, name: str) -> Measure | None:
     if not name.endswith("*"):
         return sides.get(name)
-    candidates = [measure for each, measure in sides.items() if each.startswith(name[:-1])]
+    ours = (each for each in sides if each.startswith(name[:-1]) and not each.endswith(AGAINST))
+    candidates = [sides[each] for each in ours]
     return max(candidates, key=lambda measure: measure.orders_per_second, default=None)
-
-
-def fairness(sides: Sides) -> dict[str, float]:
-    """p99 of an organization with 8 orders in flight: alone, and beside 120 of another."""
-    if "fairness flooded" not in sides or "fairness alone" not in sides:
-        return {}
-    alone, flooded = sides["fairness alone"].p99_ms, sides["fairness flooded"].p99_ms
-    return {
-        "fairness_p99": round(flooded / alone, 2),
-        "alone_p99_ms": round(alone, 2),
-        "flooded_p99_ms": round(flooded, 2),
-    }
 
 
 # ---------------------------------------------------------------- JSON and tables
@@ -139,7 +188,7 @@ def as_json(measure: Measure, rounds: Sequence[Measure]) -> dict[str, Any]:
     }
 
 
-def print_tables(console: Console, sides: Sides, rounds: Rounds, found: Mapping[str, float]) -> None:
+def print_tables(console: Console, sides: Sides, rounds: Rounds, found: Mapping[str, Any]) -> None:
     """Print the sides, then the ratios and their goals."""
     console.print(_table_of_sides(sides, rounds), _table_of_ratios(found), sep="\n")
 
@@ -179,13 +228,22 @@ def _table_of_sides(sides: Sides, rounds: Rounds) -> Table:
     return table
 
 
-def _table_of_ratios(found: Mapping[str, float]) -> Table:
+def _table_of_ratios(found: Mapping[str, Any]) -> Table:
     table = Table("ratio", "goal", title="Ratios")
     table.add_column("measured", justify="right")
+    table.add_column("of rounds", justify="right")
     table.add_column("per CPU-second", justify="right")
-    for name, (sense, goal) in ((name, GOALS[name]) for name in ORDER if name in found):
+    for name, (sense, goal) in ((name, goal) for name, goal in GOALS.items() if name in found):
         reached = found[name] >= goal if sense == ">=" else found[name] <= goal
-        measured = f"[{'green' if reached else 'red'}]{found[name]:g}"
-        per_cpu = found.get(f"{name}_cpu")
-        table.add_row(name, f"{sense} {goal:g}", measured, "" if per_cpu is None else f"{per_cpu:g}")
+        table.add_row(
+            name, f"{sense} {goal:g}", f"[{'green' if reached else 'red'}]{found[name]:g}", *_more(found, name)
+        )
+    for name in (name for name in found if name.startswith("against ") and not name.endswith(("_range", "_cpu"))):
+        table.add_row(name, "", f"{found[name]:g}", *_more(found, name))
     return table
+
+
+def _more(found: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """The range over the rounds, and the ratio per CPU-second."""
+    low_high, per_cpu = found.get(f"{name}_range"), found.get(f"{name}_cpu")
+    return (f"{low_high[0]:g}–{low_high[1]:g}" if low_high else ""), ("" if per_cpu is None else f"{per_cpu:g}")

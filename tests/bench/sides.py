@@ -1,8 +1,8 @@
 """The sides of the benchmark. Each can be measured once per call, on parts that already run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,15 +10,31 @@ import psutil
 
 from tests.bench.clients import grpc_clients, rest_clients
 from tests.bench.database import BenchDatabase
-from tests.bench.floor import FloorResult, run_floor
+from tests.bench.floor import run_floor
 from tests.bench.generator import run
-from tests.bench.load import Client, GroupResult, Load, Result
+from tests.bench.load import Client, Load, Result
+from tests.bench.measures import (
+    GENERATOR,
+    Effort,
+    Measure,
+    Orders,
+    Parts,
+    Side,
+    measure_load,
+    measure_of,
+    require_all_sold,
+)
 from tests.bench.parts import (
+    OURS,
     Meter,
     NullServers,
     Postgres,
+    RestServer,
     RunningService,
+    Tree,
+    running_bare_edge,
     running_null_servers,
+    running_peer,
     running_service,
 )
 
@@ -30,55 +46,25 @@ OVERLOAD = (1, 10, 40)
 """Multiples of 128 orders in flight. With the last, the workers' queues are full and most orders are refused."""
 FLOOR_CLIENTS = (8, 32, 64)
 SCARCE_NUMBERS = 10
+PEER_FIRST_ORDERS = 500
 GROWTH = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000}
-PARTS = ("floor", "null", "grpc", "rest", "wide", "contention", "fairness", "overload", "workers", "growth")
+PARTS = (
+    "floor",
+    "null",
+    "grpc",
+    "rest",
+    "peer",
+    "wide",
+    "contention",
+    "fairness",
+    "overload",
+    "workers",
+    "growth",
+    "reads",
+)
 QUICK_PARTS = PARTS[:4]
-GENERATOR = "generator"
-
-Orders = Mapping[str, list[list[str]]]
-"""The numbers of every order, per group of clients."""
-Parts = Mapping[str, list[psutil.Process]]
-"""The processes whose CPU is measured, per name."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured. The quick form skips sides that are rarely the fastest."""
-
-    quick: bool
-    rounds: int
-    seconds: float
-    warm_seconds: float
-    workers: int
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One side in one round. `cpu_us` has the CPU microseconds per order of each part, also of the generator."""
-
-    orders_per_second: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: Mapping[str, float]
-    others_cores: float
-    """How many cores other processes used. With a high value the result means little."""
-    numbers_per_order: int = 1
-    orders_per_batch: float | None = None
-    """How many orders shared a transaction on average. None if it was not counted."""
-
-    @property
-    def orders_per_cpu_second(self) -> float:
-        """Orders per CPU-second of all parts but the generator."""
-        spent_us = sum(each for name, each in self.cpu_us.items() if name != GENERATOR)
-        return 1e6 / spent_us if spent_us else 0.0
-
-
-@dataclass(frozen=True)
-class Side:
-    """A name, whose first word is the part that it belongs to, and a function that measures it once."""
-
-    name: str
-    measure: Callable[[], Measure]
+AGAINST_PARTS = ("grpc", "rest", "wide", "contention", "fairness", "overload")
+"""The parts that another commit can be compared in."""
 
 
 # ---------------------------------------------------------------- measuring
@@ -87,25 +73,37 @@ class Side:
 class Bench:
     """The parts that run, and the sides that use them."""
 
-    def __init__(self, postgres: Postgres, folder: Path, effort: Effort, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        postgres: Postgres,
+        folder: Path,
+        effort: Effort,
+        stack: ExitStack,
+        tree: Tree = OURS,
+        name: str = "bench",
+    ) -> None:
         self.effort = effort
+        self._tree = tree
+        self._name = name
         self.databases: list[BenchDatabase] = []
-        self.worker_rss_mb = 0.0
+        self.workers_rss_mb: list[float] = []
+        """The memory of the largest worker, once per round."""
         self._postgres = postgres
-        self._folder = folder
-        self._stack = stack
+        self.folder = folder
+        self.stack = stack
         self._services: dict[int, RunningService] = {}
         self._runs = count()
 
     def sides(self, parts: tuple[str, ...]) -> list[Side]:
         """The sides that share one database. Starts what they need."""
-        if set(parts) - {"growth"}:
-            self._open_database("bench")
+        if set(parts) - {"peer", "growth", "reads"}:
+            self.open_database(self._name)
         made: dict[str, Callable[[], Iterator[Side]]] = {
             "floor": self._floor_sides,
             "null": self._null_sides,
             "grpc": self._grpc_sides,
             "rest": self._rest_sides,
+            "peer": self._peer_sides,
             "wide": self._wide_sides,
             "contention": self._contention_sides,
             "fairness": self._fairness_sides,
@@ -116,8 +114,8 @@ class Bench:
 
     def note_memory(self) -> None:
         """Note how much memory the largest worker uses."""
-        for service in self._services.values():
-            self.worker_rss_mb = max(self.worker_rss_mb, service.worker_rss_mb_max)
+        if self._services:
+            self.workers_rss_mb.append(max(service.worker_rss_mb_max for service in self._services.values()))
 
     def violations(self) -> list[str]:
         """The violations that `ordernumbers check` finds, in all databases."""
@@ -125,23 +123,23 @@ class Bench:
 
     @property
     def database(self) -> BenchDatabase:
-        """The database of all sides but growth."""
+        """The database of all sides but peer, growth and reads."""
         return self.databases[0]
 
-    def _open_database(self, name: str, **size: int) -> BenchDatabase:
-        self.databases.append(BenchDatabase(self._postgres.new_database(name), **size))
+    def open_database(self, name: str, **size: int) -> BenchDatabase:
+        self.databases.append(BenchDatabase(self._postgres.new_database(name), self._tree, **size))
         return self.databases[-1]
 
     def _service(self, workers: int | None = None) -> RunningService:
         workers = workers or self.effort.workers
         if workers not in self._services:
-            folder = self._folder / f"service-{workers}"
+            folder = self.folder / f"{self._name}-{workers}"
             edge = workers == self.effort.workers
-            running = running_service(folder, self.database.url, workers, edge=edge)
-            self._services[workers] = self._stack.enter_context(running)
+            running = running_service(folder, self.database.url, workers, edge=edge, tree=self._tree)
+            self._services[workers] = self.stack.enter_context(running)
         return self._services[workers]
 
-    # ------------------------------------------------------------ sides 1 and 2
+    # ------------------------------------------------------------ floor
 
     def _floor_sides(self) -> Iterator[Side]:
         quick = self.effort.quick
@@ -161,7 +159,7 @@ class Bench:
 
         result = run_floor(
             self.database,
-            self._folder,
+            self.folder,
             clients=clients,
             warm_seconds=effort.warm_seconds,
             seconds=effort.seconds,
@@ -169,20 +167,26 @@ class Bench:
             on_stop=meter.stop,
             **only,
         )
-        return _measure(result.succeeded, result.seconds, result, meter)
+        return measure_of(result.succeeded, result.seconds, result, meter)
+
+    # ------------------------------------------------------------ null
 
     def _null_sides(self) -> Iterator[Side]:
-        servers = self._stack.enter_context(running_null_servers(self._folder / "null", self.effort.workers))
+        null, idle = self._null_servers("null"), self._null_servers("idle", "--batch")
         for in_flight in IN_FLIGHT[-1:] if self.effort.quick else IN_FLIGHT[::2]:
-            yield Side(f"null many {in_flight}", lambda n=in_flight: self._null(servers, n))
+            yield Side(f"null many {in_flight}", lambda n=in_flight: self._null(null, n))
+        yield Side(f"idle batch {IN_FLIGHT[-1]}", lambda: self._null(idle, IN_FLIGHT[-1]))
+
+    def _null_servers(self, name: str, *options: str) -> NullServers:
+        return self.stack.enter_context(running_null_servers(self.folder / name, self.effort.workers, *options))
 
     def _null(self, servers: NullServers, in_flight: int) -> Measure:
         clients = grpc_clients(servers.workers, self.database.customers, in_flight)
-        orders = [["+12000000000"]] * self._orders_max(in_flight, 1)  # the null server does not read them
+        orders = [["+12000000000"]] * self.orders_max(in_flight, 1)  # the null server does not read them
         result, meter = self._run("grpc", clients, {"all": orders}, {"server": servers.processes})
-        return _measure_load(result, result.groups["all"], meter)
+        return measure_load(result, result.groups["all"], meter)
 
-    # ------------------------------------------------------------ sides 3, 4 and 5
+    # ------------------------------------------------------------ grpc and wide
 
     def _grpc_sides(self) -> Iterator[Side]:
         service = self._service()
@@ -191,41 +195,53 @@ class Bench:
         for in_flight in IN_FLIGHT[-1:] if self.effort.quick else IN_FLIGHT:
             yield Side(f"grpc hot {in_flight}", lambda n=in_flight: self._grpc(service, n, organizations=1))
 
-    def _grpc(
-        self, service: RunningService, in_flight: int, organizations: int | None = None, numbers: int = 1
-    ) -> Measure:
-        clients = grpc_clients(service.workers, self.database.customers[:organizations], in_flight)
-        return self._sell(service, "grpc", clients, in_flight, numbers)
-
-    def _rest_sides(self) -> Iterator[Side]:
-        service = self._service()
-        for in_flight in IN_FLIGHT[::2]:
-            yield Side(f"rest many {in_flight}", lambda n=in_flight: self._rest(service, n))
-        if not self.effort.quick:
-            yield Side(f"rest hot {IN_FLIGHT[-1]}", lambda: self._rest(service, IN_FLIGHT[-1], organizations=1))
-
-    def _rest(self, service: RunningService, in_flight: int, organizations: int | None = None) -> Measure:
-        clients = rest_clients(service.edge, self.database.customers[:organizations], in_flight)
-        return self._sell(service, "rest", clients, in_flight, 1)
-
     def _wide_sides(self) -> Iterator[Side]:
         service = self._service()
         for numbers in (1, 10, 100):
             yield Side(f"wide {numbers}", lambda n=numbers: self._grpc(service, IN_FLIGHT[-1], numbers=n))
 
-    def _sell(
-        self, service: RunningService, transport: str, clients: list[Client], in_flight: int, numbers: int
+    def _grpc(
+        self, service: RunningService, in_flight: int, organizations: int | None = None, numbers: int = 1
     ) -> Measure:
-        """Measure orders of new numbers. Raises RuntimeError if one is refused."""
-        orders = self.database.orders(self._orders_max(in_flight, numbers), numbers)
-        parts = dict(self._parts(service))
-        if transport == "rest" and service.envoy:
-            parts["envoy"] = [service.envoy]
-        result, measure = self._run_and_count(self.database, transport, clients, {"all": orders}, parts)
-        self.database.give_back((len(orders) - result.groups["all"].taken) * numbers)
-        return replace(measure, numbers_per_order=numbers)
+        clients = grpc_clients(service.workers, self.database.customers[:organizations], in_flight)
+        return self.sell(self.database, "grpc", clients, in_flight, self.parts(service), numbers)
 
-    # ------------------------------------------------------------ side 6, fairness, workers
+    # ------------------------------------------------------------ rest and peer
+
+    def _rest_sides(self) -> Iterator[Side]:
+        service = self._service()
+        assert service.envoy
+        edge = RestServer(service.edge, service.envoy)
+        for in_flight in IN_FLIGHT[::2]:
+            yield Side(f"rest many {in_flight}", lambda n=in_flight: self._rest(service, edge, n))
+        if not self.effort.quick:
+            yield Side(f"rest hot {IN_FLIGHT[-1]}", lambda: self._rest(service, edge, IN_FLIGHT[-1], organizations=1))
+        if self._tree == OURS:
+            bare = self.stack.enter_context(running_bare_edge(self.folder / "bare-edge", service.settings))
+            yield Side(f"edge bare {IN_FLIGHT[-1]}", lambda: self._rest(service, bare, IN_FLIGHT[-1]))
+
+    def _rest(
+        self, service: RunningService, edge: RestServer, in_flight: int, organizations: int | None = None
+    ) -> Measure:
+        clients = rest_clients(edge.address, self.database.customers[:organizations], in_flight)
+        parts = {**self.parts(service), "envoy": [edge.process]}
+        return self.sell(self.database, "rest", clients, in_flight, parts)
+
+    def _peer_sides(self) -> Iterator[Side]:
+        database = self.open_database("peer")
+        peer = self.stack.enter_context(running_peer(self.folder / "peer", database.url, self.effort.workers))
+        # With its first orders it opens its connections and compiles its statements.
+        orders = database.orders(PEER_FIRST_ORDERS)
+        clients = rest_clients(peer.address, database.customers, IN_FLIGHT[-1])
+        require_all_sold(run(Load("rest", clients, {"all": orders}, warm_seconds=0, seconds=60)), len(orders))
+        yield Side(f"peer {IN_FLIGHT[-1]}", lambda: self._peer(database, peer, IN_FLIGHT[-1]))
+
+    def _peer(self, database: BenchDatabase, peer: RestServer, in_flight: int) -> Measure:
+        clients = rest_clients(peer.address, database.customers, in_flight)
+        parts = {"server": [peer.process], "postgres": [self._postgres.process]}
+        return self.sell(database, "rest", clients, in_flight, parts)
+
+    # ------------------------------------------------------------ contention, fairness, overload, workers
 
     def _contention_sides(self) -> Iterator[Side]:
         service = self._service()
@@ -234,9 +250,9 @@ class Bench:
     def _contention(self, service: RunningService) -> Measure:
         """Measure orders that all want one of the same few numbers."""
         scarce = self.database.take(SCARCE_NUMBERS)
-        orders = [[number] for number in scarce] * (self._orders_max(IN_FLIGHT[-1], 1) // SCARCE_NUMBERS)
+        orders = [[number] for number in scarce] * (self.orders_max(IN_FLIGHT[-1], 1) // SCARCE_NUMBERS)
         clients = grpc_clients(service.workers, self.database.customers, IN_FLIGHT[-1])
-        result, meter = self._run("grpc", clients, {"all": orders}, self._parts(service))
+        result, meter = self._run("grpc", clients, {"all": orders}, self.parts(service))
         group, assigned = result.groups["all"], self.database.count_assigned(scarce)
         if not group.succeeded_in_all == assigned == SCARCE_NUMBERS:
             raise RuntimeError(
@@ -244,7 +260,7 @@ class Bench:
             )
         if "insufficient inventory" not in group.sample:
             raise RuntimeError(f"refused for another reason: {group.sample}")
-        return _measure_load(result, group, meter)
+        return measure_load(result, group, meter)
 
     def _fairness_sides(self) -> Iterator[Side]:
         service = self._service()
@@ -264,9 +280,9 @@ class Bench:
             for name, (customer, n) in in_flight.items()
             for client in grpc_clients(service.workers, [customer], n, name)
         ]
-        orders = {name: self.database.orders(self._orders_max(n, 1)) for name, (_, n) in in_flight.items()}
-        _, measure = self._run_and_count(
-            self.database, "grpc", clients, orders, self._parts(service), latencies_of="other"
+        orders = {name: self.database.orders(self.orders_max(n, 1)) for name, (_, n) in in_flight.items()}
+        _, measure = self.run_and_count(
+            self.database, "grpc", clients, orders, self.parts(service), latencies_of="other"
         )
         return measure
 
@@ -277,16 +293,16 @@ class Bench:
 
     def _overload(self, service: RunningService, in_flight: int) -> Measure:
         """Measure placed orders, while clients send refused orders again at once."""
-        orders = self.database.orders(self._orders_max(in_flight, 1))
+        orders = self.database.orders(self.orders_max(in_flight, 1))
         before = self.database.orders_made()
         clients = grpc_clients(service.workers, self.database.customers, in_flight)
-        result, meter = self._run("grpc", clients, {"all": orders}, self._parts(service))
+        result, meter = self._run("grpc", clients, {"all": orders}, self.parts(service))
         group, made = result.groups["all"], self.database.orders_made() - before
         if group.succeeded_in_all != made:
             raise RuntimeError(f"{group.succeeded_in_all} orders succeeded, {made} are in the database")
         if group.refused_in_all and "service unavailable" not in group.sample:
             raise RuntimeError(f"refused for another reason: {group.sample}")
-        return _measure(group.succeeded, result.seconds, group, meter)
+        return measure_of(group.succeeded, result.seconds, group, meter)
 
     def _worker_sides(self) -> Iterator[Side]:
         for workers in (1, 2):
@@ -295,17 +311,32 @@ class Bench:
 
     # ------------------------------------------------------------ common
 
-    def _orders_max(self, in_flight: int, numbers: int) -> int:
+    def orders_max(self, in_flight: int, numbers: int) -> int:
         """More orders than can be carried out in the time of one measure."""
         per_second = min(ORDERS_PER_SECOND_MAX, ORDERS_PER_SECOND_MAX_ALONE * in_flight)
         if numbers > 1:
             per_second = min(per_second, NUMBERS_PER_SECOND_MAX // numbers)
         return int(per_second * (self.effort.warm_seconds + self.effort.seconds + 0.5))
 
-    def _parts(self, service: RunningService) -> Parts:
+    def parts(self, service: RunningService) -> Parts:
         return {"server": [service.server], "postgres": [self._postgres.process]}
 
-    def _run_and_count(
+    def sell(
+        self,
+        database: BenchDatabase,
+        transport: str,
+        clients: list[Client],
+        in_flight: int,
+        parts: Parts,
+        numbers: int = 1,
+    ) -> Measure:
+        """Measure orders of so many new numbers each. Raises RuntimeError if one is refused."""
+        orders = database.orders(self.orders_max(in_flight, numbers), numbers)
+        result, measure = self.run_and_count(database, transport, clients, {"all": orders}, parts)
+        database.give_back((len(orders) - result.groups["all"].taken) * numbers)
+        return replace(measure, numbers_per_order=numbers)
+
+    def run_and_count(
         self,
         database: BenchDatabase,
         transport: str,
@@ -317,8 +348,8 @@ class Bench:
         """Measure orders of new numbers. Raises RuntimeError if one is refused, or is not in the database."""
         before, pages = database.orders_made(), database.order_pages()
         result, meter = self._run(transport, clients, orders, parts)
-        _require_all_sold(result, database.orders_made() - before)
-        measure = _measure_load(result, result.groups[latencies_of], meter)
+        require_all_sold(result, database.orders_made() - before)
+        measure = measure_load(result, result.groups[latencies_of], meter)
         return result, replace(measure, orders_per_batch=database.orders_per_batch(pages))
 
     def _run(self, transport: str, clients: list[Client], orders: Orders, parts: Parts) -> tuple[Result, Meter]:
@@ -326,45 +357,21 @@ class Bench:
         load = Load(transport, clients, dict(orders), self.effort.warm_seconds, self.effort.seconds)
         return run(load, meter.start, meter.stop), meter
 
-    # ------------------------------------------------------------ side 7
+    # ------------------------------------------------------------ growth
 
     def growth_sides(self) -> Iterator[Side]:
         """Each inventory has its own database. It has servers only while it is measured."""
         orders_max = min(GROWTH.values()) // self.effort.rounds
         for name, size in GROWTH.items():
-            database = self._open_database(f"growth_{name.lower()}", block_numbers=size)
+            database = self.open_database(f"growth_{name.lower()}", block_numbers=size)
             yield Side(f"growth {name}", lambda database=database: self._growth(database, orders_max))
 
     def _growth(self, database: BenchDatabase, orders_max: int) -> Measure:
         database.checkpoint()
         workers = self.effort.workers
-        with running_service(self._folder / f"growth-{next(self._runs)}", database.url, workers) as service:
+        with running_service(self.folder / f"growth-{next(self._runs)}", database.url, workers) as service:
             clients = grpc_clients(service.workers, database.customers, IN_FLIGHT[-1])
-            orders = database.orders(min(orders_max, self._orders_max(IN_FLIGHT[-1], 1)))
-            result, measure = self._run_and_count(database, "grpc", clients, {"all": orders}, self._parts(service))
+            orders = database.orders(min(orders_max, self.orders_max(IN_FLIGHT[-1], 1)))
+            result, measure = self.run_and_count(database, "grpc", clients, {"all": orders}, self.parts(service))
         database.give_back(len(orders) - result.groups["all"].taken)
         return measure
-
-
-def _require_all_sold(result: Result, made: int) -> None:
-    groups = result.groups.values()
-    succeeded = sum(group.succeeded_in_all for group in groups)
-    if refused := sum(group.refused_in_all for group in groups):
-        raise RuntimeError(f"{refused} orders were refused: {[group.sample for group in groups]}")
-    if succeeded != made:
-        raise RuntimeError(f"{succeeded} orders succeeded, {made} are in the database")
-
-
-def _measure_load(result: Result, latencies: GroupResult, meter: Meter) -> Measure:
-    """Throughput and CPU of all responses, also of refusals. Latencies of one group."""
-    responses = sum(group.succeeded + group.refused for group in result.groups.values())
-    meter.cores[GENERATOR] = result.generator_cpu_seconds / result.seconds
-    return _measure(responses, result.seconds, latencies, meter)
-
-
-def _measure(orders: int, seconds: float, latencies: GroupResult | FloorResult, meter: Meter) -> Measure:
-    if not orders:
-        raise RuntimeError("no order had a response in the measured time")
-    cpu_us = {name: cores * seconds * 1e6 / orders for name, cores in meter.cores.items()}
-    others = (psutil.cpu_count() or 1) - meter.idle_cores - sum(meter.cores.values())
-    return Measure(orders / seconds, latencies.p50_ms, latencies.p99_ms, cpu_us, max(0.0, others))

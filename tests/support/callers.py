@@ -1,27 +1,33 @@
-"""The documented call over REST and gRPC. Both return a `Response`, so that one test can compare them."""
+"""Every RPC over REST and gRPC. Both return a `Response`, so that one test can compare them."""
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import grpc
 import httpx
+from google.api import annotations_pb2
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from ordernumbers.v1.errors_pb2 import ErrorResponse
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
+from ordernumbers.v1.phone_number_service_pb2 import DESCRIPTOR
 from server.errors import ERRORS, Code
 
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+SERVICE = DESCRIPTOR.services_by_name["PhoneNumberService"]
+RPCS = [method.name for method in SERVICE.methods]
 METHOD = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
 ROUTE = "/v1/phone-numbers/orders"
 TIMEOUT_SECONDS = 20
 
 
 class Response(NamedTuple):
-    """`status` is an HTTP status. For gRPC it is the one that the error table has for the code."""
+    """`status` is an HTTP status. For gRPC it is the one that REST has for the same refusal."""
 
     status: int
     body: dict[str, Any]
@@ -51,21 +57,77 @@ def _as_list(values: HeaderValues) -> list[str] | list[bytes]:
     return [] if values is None else [values] if isinstance(values, str) else values
 
 
+class Route(NamedTuple):
+    """Where REST has an RPC: its `google.api.http` option."""
+
+    verb: str
+    template: str
+    takes_body: bool
+
+    @property
+    def path_fields(self) -> list[str]:
+        return re.findall(r"{(\w+)}", self.template)
+
+    def path(self, request: Mapping[str, Any]) -> str:
+        """The path with the request's values in it, percent-encoded. A value that is absent is an empty segment."""
+        return re.sub(r"{(\w+)}", lambda field: quote(str(request.get(field[1], "")), safe=""), self.template)
+
+    def beside_path(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The members of the body, or the parameters of the query."""
+        return {name: value for name, value in request.items() if name not in self.path_fields}
+
+
+def route_of(rpc: str) -> Route:
+    rule = SERVICE.methods_by_name[rpc].GetOptions().Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern")
+    return Route(verb.upper(), getattr(rule, verb), rule.body == "*")
+
+
+def query_of(parameters: Mapping[str, Any]) -> str:
+    """The query of a URL. A parameter that is None is absent."""
+    present = [(name, value) for name, value in parameters.items() if value is not None]
+    return "&".join(f"{name}={quote(_as_text(value), safe='')}" for name, value in present)
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def exactly(target: str) -> dict[str, Any]:
+    """The extensions with which httpx sends this target. By itself it resolves ".." and corrects bad escapes."""
+    return {"target": target.encode()}
+
+
 @dataclass
 class Rest:
-    """Calls with a POST through Envoy."""
+    """Calls through Envoy with JSON."""
 
     client: httpx.Client
 
     def __call__(self, key: str | None, *, idempotency_key: HeaderValues = None, **request: Any) -> Response:
-        headers = [("idempotency-key", value) for value in _as_list(idempotency_key)]
-        return self.post(key, json.dumps(request).encode(), headers)
+        """Call OrderNumbers."""
+        return self.rpc("OrderNumbers", key, header_key=idempotency_key, **request)
+
+    def rpc(self, name: str, key: str | None, /, *, header_key: HeaderValues = None, **request: Any) -> Response:
+        """Call any RPC. `header_key` is the idempotency key of the call, `request` has the request's fields."""
+        route = route_of(name)
+        target, members = route.path(request), route.beside_path(request)
+        headers = [("idempotency-key", value) for value in _as_list(header_key)]
+        if route.takes_body:
+            return self.send(route.verb, target, key, json.dumps(members).encode(), headers)
+        query = query_of(members)
+        return self.send(route.verb, f"{target}?{query}" if query else target, key, None, headers)
 
     def post(self, key: str | None, body: bytes, headers: Any = (), **more: str) -> Response:
-        sent: list[tuple[str, Any]] = [("content-type", "application/json"), *headers, *more.items()]
+        """Call OrderNumbers with any body."""
+        return self.send("POST", ROUTE, key, body, [*headers, *more.items()])
+
+    def send(self, verb: str, target: str, key: str | None, body: bytes | None = None, headers: Any = ()) -> Response:
+        """Send any request. `target` is the path with the query, as it is sent."""
+        sent: list[tuple[str, Any]] = [*headers] if body is None else [("content-type", "application/json"), *headers]
         if (value := authorization(key)) is not None:
             sent.append(("authorization", value))
-        http = self.client.post(ROUTE, content=body, headers=sent)
+        http = self.client.request(verb, "/", content=body, headers=sent, extensions=exactly(target))
         return Response(http.status_code, http.json(), http.headers["x-request-id"], dict(http.headers), http.content)
 
 
@@ -77,22 +139,27 @@ class Grpc:
     timeout_seconds: float = TIMEOUT_SECONDS
 
     def __call__(self, key: str | None, *, idempotency_key: HeaderValues = None, **request: Any) -> Response:
-        metadata: list[tuple[str, Any]] = [("idempotency-key", value) for value in _as_list(idempotency_key)]
+        """Call OrderNumbers."""
+        return self.rpc("OrderNumbers", key, header_key=idempotency_key, **request)
+
+    def rpc(self, name: str, key: str | None, /, *, header_key: HeaderValues = None, **request: Any) -> Response:
+        """Call any RPC. `header_key` is the idempotency key of the call, `request` has the request's fields."""
+        method = SERVICE.methods_by_name[name]
+        metadata: list[tuple[str, Any]] = [("idempotency-key", value) for value in _as_list(header_key)]
         if key is not None:
             metadata.append(("authorization", authorization(key)))
-        method = self.channel.unary_unary(METHOD, OrderNumbersRequest.SerializeToString)
+        message = GetMessageClass(method.input_type)(**request)
+        send = self.channel.unary_unary(f"/{SERVICE.full_name}/{name}")
         try:
-            raw, call = method.with_call(
-                OrderNumbersRequest(**request), metadata=metadata, timeout=self.timeout_seconds
-            )
+            raw, call = send.with_call(message.SerializeToString(), metadata=metadata, timeout=self.timeout_seconds)
         except grpc.RpcError as error:
-            return refusal_of(error)
+            return refusal_of(error, route_of(name).path_fields)
         headers = _headers(call)
-        body = _as_dict(OrderNumbersResponse.FromString(raw))
+        body = _as_dict(GetMessageClass(method.output_type).FromString(raw))
         return Response(200, body, headers["x-request-id"], headers, raw)
 
 
-def refusal_of(error: Any) -> Response:
+def refusal_of(error: Any, path_fields: Collection[str] = ()) -> Response:
     """The response of a refused call. Fails unless its status, its details and its envelope agree."""
     status = rpc_status.from_call(error)
     assert status is not None, f"a bare status: {error}"
@@ -106,8 +173,18 @@ def refusal_of(error: Any) -> Response:
     assert error.details() == status.message == envelope.error.message
     headers = _headers(error)
     assert [detail.TypeName() for detail in retry] == ["google.rpc.RetryInfo"] * bool(spec.retry_seconds)
+    http_status = _http_status(envelope, path_fields)
+    assert headers.get("http-status", http_status) == http_status  # the edge removes the header
     raw = envelope.SerializeToString()
-    return Response(spec.http_status, _as_dict(envelope), headers["x-request-id"], headers, raw)
+    return Response(int(http_status), _as_dict(envelope), headers["x-request-id"], headers, raw)
+
+
+def _http_status(envelope: ErrorResponse, path_fields: Collection[str]) -> str:
+    """The HTTP status that REST has for the refusal. It is 400 when a field of the path breaks a rule."""
+    error = envelope.error
+    if error.code == Code.VALIDATION_FAILED and set(path_fields) & error.details.fields.keys():
+        return "400"
+    return str(ERRORS[Code(error.code)].http_status)
 
 
 def _headers(call: Any) -> dict[str, str]:

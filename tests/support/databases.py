@@ -32,7 +32,8 @@ class Database:
 
     def check(self) -> None:
         """Fail unless every invariant holds."""
-        assert violations(self.engine) == []
+        found = violations(self.engine)
+        assert not found, "\n".join(found)
 
 
 def create_template(postgres: EmbeddedPostgres) -> None:

@@ -8,20 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse, PhoneNumber
-from ordernumbers.v1.phone_number_service_pb2_grpc import (
-    PhoneNumberServiceServicer,
-    add_PhoneNumberServiceServicer_to_server,
-)
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest, OrderNumbersResponse
+from ordernumbers.v1.phone_number_service_pb2 import DESCRIPTOR
+from ordernumbers.v1.phone_numbers_pb2 import PhoneNumber
 from server.config import Settings
 from server.run import edge
 from server.run.edge import envoy_command, is_ready, write_config
 from server.run.envoy_admin import ask
 from tests.support.stack import wait_until
 
-SERVICE = "ordernumbers.v1.PhoneNumberService"
+SERVICE = DESCRIPTOR.services_by_name["PhoneNumberService"]
 START_SECONDS_MAX = 20
 
 
@@ -69,18 +68,21 @@ def stat(settings: Settings, name: str) -> int:
 
 @contextmanager
 def running_server(port: int, behaviour) -> Iterator[None]:
-    """A gRPC server that is SERVING. Its OrderNumbers returns `behaviour(request, context)`."""
-
-    class Servicer(PhoneNumberServiceServicer):
-        def OrderNumbers(self, request, context):  # noqa: N802
-            return behaviour(request, context)
-
+    """A gRPC server that is SERVING. Each of its methods returns `behaviour(request, context)`."""
+    handlers = {
+        method.name: grpc.unary_unary_rpc_method_handler(
+            behaviour,
+            GetMessageClass(method.input_type).FromString,
+            GetMessageClass(method.output_type).SerializeToString,
+        )
+        for method in SERVICE.methods
+    }
     healthy = health.HealthServicer()
-    healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    healthy.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
     with ThreadPoolExecutor(8) as threads:
         # Without this option two servers could share a port by mistake.
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0)])
-        add_PhoneNumberServiceServicer_to_server(Servicer(), server)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()

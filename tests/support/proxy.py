@@ -13,6 +13,8 @@ BEFORE_BEGIN = "before BEGIN"
 BEFORE_COMMIT = "before COMMIT"
 AFTER_COMMIT = "after COMMIT"
 BEFORE_RESPONSE = "before the response"
+WRITING = frozenset({"write", "write_hold", "end_hold", "write_routing", "write_releases", "store_responses"})
+"""The prepared statements that make a transaction one that writes."""
 POINTS = (BEFORE_BEGIN, BEFORE_COMMIT, AFTER_COMMIT, BEFORE_RESPONSE)
 
 
@@ -152,7 +154,7 @@ class Proxy:
         if statement == "begin":
             connection.writes = False
             await self._at(BEFORE_BEGIN, connection)
-        elif statement == "write":
+        elif statement in WRITING:
             connection.writes = True
         elif statement == "commit" and connection.writes:
             await self._at(BEFORE_COMMIT, connection)

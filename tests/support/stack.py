@@ -188,12 +188,23 @@ class Up:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def pasted(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run the lines of the banner that start with `command`, as if they were pasted into a shell."""
-        (lines,) = re.findall(rf"^(?:\S*/)?{command} .*?(?=\n\n)", self.banner, re.DOTALL | re.MULTILINE)
-        return subprocess.run(
-            ["sh", "-c", lines], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+    def pasted(self, command: str) -> list[Any]:
+        """Paste the banner's search and then its lines that start with `command` into a shell. Return the responses."""
+        pasted = "\n".join(self._lines_of_the_banner(start) for start in ("FOUND=", rf"(?:\S*/)?{command} "))
+        done = subprocess.run(
+            ["sh", "-c", pasted], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
         )
+        responses, decoder = done.stdout.strip(), json.JSONDecoder()
+        found = []
+        while responses:
+            response, end = decoder.raw_decode(responses)
+            found.append(response)
+            responses = responses[end:].strip()
+        return found
+
+    def _lines_of_the_banner(self, start: str) -> str:
+        (lines,) = re.findall(rf"^{start}.*?(?=\n\n)", self.banner, re.DOTALL | re.MULTILINE)
+        return lines
 
     def __enter__(self) -> "Up":
         return self
