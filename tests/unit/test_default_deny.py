@@ -41,23 +41,30 @@ def _dependencies(file):
     return found.values()
 
 
-def test_a_method_without_a_declared_scope_refuses_all():
+METHODS = [method.name for method in undeclared_service().methods]
+
+
+def test_every_method_without_a_declared_scope_refuses_all():
     async def never(request, call):
         raise AssertionError("called")
 
+    async def status_of(channel, name):
+        try:
+            await channel.unary_unary(f"/ordernumbers.v1.PhoneNumberService/{name}")(b"")
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+
     async def ask():
         calls = Calls(Settings(), Knows(), is_full=lambda method: False)
+        servicer = SimpleNamespace(**dict.fromkeys(METHODS, never))
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers([calls.handlers(undeclared_service(), SimpleNamespace(OrderNumbers=never))])
+        server.add_generic_rpc_handlers([calls.handlers(undeclared_service(), servicer)])
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            method = channel.unary_unary("/ordernumbers.v1.PhoneNumberService/OrderNumbers")
             try:
-                await method(b"")
-            except grpc.aio.AioRpcError as error:
-                return error.code()
+                return {name: await status_of(channel, name) for name in METHODS}
             finally:
                 await server.stop(None)
 
-    assert asyncio.run(ask()) is grpc.StatusCode.PERMISSION_DENIED
+    assert asyncio.run(ask()) == dict.fromkeys(METHODS, grpc.StatusCode.PERMISSION_DENIED)

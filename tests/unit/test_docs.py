@@ -5,17 +5,23 @@ import runpy
 from pathlib import Path
 
 import pytest
+import typer
+from google.api import annotations_pb2
 
 import server
+from server import cli
 from server.config import PREFIX, Settings
 from server.errors import ERRORS
+from server.rpc.auth import required_scope
+from server.rpc.server import SERVICE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/bench/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 README = (ROOT / "README.md").read_text()
+CALLING = "\n".join(path.read_text() for path in sorted((ROOT / "docs/calling").glob("*.md")))
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -64,6 +70,32 @@ def test_the_readme_has_each_error_with_its_http_status():
     assert sorted(documented) == sorted((str(spec.http_status), f"`{code}`") for code, spec in ERRORS.items())
 
 
+def route_of(method):
+    """`POST /v1/phone-numbers/search`: the verb and the path of an RPC over REST."""
+    rule = method.GetOptions().Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern")
+    return f"{verb.upper()} {getattr(rule, verb)}"
+
+
+def test_the_readme_has_each_call_with_its_route_and_scope():
+    calls = [[cell.strip("`") for cell in row] for row in rows(README) if len(row) == 4]
+    documented = [(route.partition("?")[0], name, scope) for route, name, scope, _ in calls if "numbers:" in scope]
+    expected = [
+        (route_of(method).replace("/v1/phone-numbers", "").strip(), method.name, required_scope(method))
+        for method in SERVICE.methods
+    ]
+    assert sorted(documented) == sorted(expected)
+
+
+@pytest.mark.parametrize("method", [*SERVICE.methods], ids=lambda method: method.name)
+def test_the_pages_about_calls_have_each_call_with_its_route_and_fields(method):
+    assert f"`{route_of(method)}" in CALLING
+    assert f"`{method.name}`" in CALLING
+    in_path = re.findall(r"{(\w+)}", route_of(method))
+    fields = [field.name for field in method.input_type.fields if field.name not in in_path]
+    assert [name for name in fields if f"`{name}`" not in CALLING and f"?{name}=" not in CALLING] == []
+
+
 def test_no_line_of_the_readme_is_too_long():
     assert [line for line in README.splitlines() if len(line) > 120] == []
 
@@ -90,6 +122,19 @@ def test_every_setting_that_a_page_names_exists(page):
 def test_every_make_target_that_a_page_names_exists(page):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())) <= set(targets)
+
+
+def commands():
+    """The words after `ordernumbers`: `check`, `org show`."""
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        yield from (f"{name} {each}" for each in command.commands) if hasattr(command, "commands") else [name]
+
+
+@each_page
+def test_every_command_that_a_page_names_exists(page):
+    named = re.findall(r"(?:`|\$ )ordernumbers ([a-z]+(?: [a-z]+)?)", page.read_text())
+    known = set(commands())
+    assert [name for name in named if name not in known and name.split()[0] not in known] == []
 
 
 def test_the_map_of_the_package_has_every_module_and_folder():

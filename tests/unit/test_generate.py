@@ -25,11 +25,11 @@ WELL_KNOWN = [any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, time
 SHAPES = {
     "double": '"number"',
     "float": '"number"',
-    "int32": '"number"',
-    "uint32": '"number"',
-    "sint32": '"number"',
-    "fixed32": '"number"',
-    "sfixed32": '"number"',
+    "int32": '"int32"',
+    "uint32": '"uint32"',
+    "sint32": '"int32"',
+    "fixed32": '"uint32"',
+    "sfixed32": '"int32"',
     "int64": '"string"',
     "uint64": '"string"',
     "sint64": '"string"',
@@ -46,8 +46,8 @@ SHAPES = {
     ".google.protobuf.FloatValue": '"number"',
     ".google.protobuf.Int64Value": '"string"',
     ".google.protobuf.UInt64Value": '"string"',
-    ".google.protobuf.Int32Value": '"number"',
-    ".google.protobuf.UInt32Value": '"number"',
+    ".google.protobuf.Int32Value": '"int32"',
+    ".google.protobuf.UInt32Value": '"uint32"',
     ".google.protobuf.BoolValue": '"boolean"',
     ".google.protobuf.StringValue": '"string"',
     ".google.protobuf.BytesValue": '"string"',
@@ -194,7 +194,7 @@ def test_a_field_of_the_path_is_not_in_the_shape():
     file = new_file()
     add_field(file.message_type[0], "id", "string")
     add_field(file.message_type[0], "size", "int32")
-    assert body_shape(request_of(file), ["id"]) == query_shape(request_of(file), ["id"]) == '{ size = "number" }'
+    assert body_shape(request_of(file), ["id"]) == query_shape(request_of(file), ["id"]) == '{ size = "int32" }'
     assert body_shape(request_of(file), ["id", "size"]) == "{}"
 
 

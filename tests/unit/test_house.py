@@ -8,12 +8,14 @@ import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from ordernumbers.v1 import errors_pb2
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, PhoneNumber
+from ordernumbers.v1.inventory_pb2 import SearchNumbersRequest
+from ordernumbers.v1.orders_pb2 import BulkOrderNumbersRequest, OrderNumbersRequest
+from ordernumbers.v1.phone_numbers_pb2 import PhoneNumber, UpdateNumberRequest
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, NUMBERS_PER_ORDER_MAX, REQUEST_BODY_BYTES_MAX
 from server.errors import AT_THE_EDGE, ERRORS, Code
 from server.rpc.auth import required_scope
 from server.rpc.server import SERVICE
-from server.rules.values import Routing
+from server.rules.values import AssignedNumber, Criteria, Routing
 from server.scopes import SCOPES
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,7 @@ LAYERS = [
     {"run"},
     {"rpc"},
     {"api"},
-    {"batching", "order_connection", "pending"},
+    {"admission", "batching", "one_by_one", "pending", "reading", "write_connection", "writing"},
     {"store"},
     {"messages"},
     {"rules"},
@@ -109,15 +111,53 @@ def test_the_edge_has_every_message_that_a_refusal_carries():
 
 
 def test_the_limits_of_the_protos_and_of_envoy_are_those_of_the_settings():
-    proto = (ROOT / "protos/ordernumbers/v1/phone_number_service.proto").read_text()
-    assert f"size(this) <= {NUMBERS_PER_ORDER_MAX}" in proto
+    protos = {path.stem: path.read_text() for path in (ROOT / "protos/ordernumbers/v1").glob("*.proto")}
+    for name in ("orders", "inventory", "phone_numbers"):
+        assert f"size(this) <= {NUMBERS_PER_ORDER_MAX}" in protos[name]
+        assert f"this >= 1u && this <= {NUMBERS_PER_ORDER_MAX}u" in protos[name]
     (listener,) = yaml.safe_load((ROOT / "envoy/envoy.yaml").read_text())["static_resources"]["listeners"]
     assert listener["per_connection_buffer_limit_bytes"] == REQUEST_BODY_BYTES_MAX
     edge = (ROOT / "envoy/edge.lua").read_text()
     assert f"HEADERS_BYTES_MAX, HEADERS_MAX = {HEADERS_BYTES_MAX}, {HEADERS_MAX}\n" in edge
 
 
-def test_a_response_has_every_field_that_an_order_copies_to_its_numbers():
-    # Otherwise the response could not be made, after the order was carried out.
-    assert set(Routing._fields) <= {field.name for field in PhoneNumber.DESCRIPTOR.fields}
-    assert set(Routing._fields) <= {field.name for field in OrderNumbersRequest.DESCRIPTOR.fields}
+def fields_of(message):
+    return {field.name for field in message.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("message", [PhoneNumber, OrderNumbersRequest, BulkOrderNumbersRequest, UpdateNumberRequest])
+def test_each_message_with_settings_of_numbers_has_all_of_them(message):
+    # For PhoneNumber: otherwise the response could not be made, after the order was carried out.
+    assert set(Routing._fields) <= fields_of(message)
+
+
+@pytest.mark.parametrize("message", [SearchNumbersRequest, BulkOrderNumbersRequest])
+def test_a_search_and_a_bulk_order_have_the_same_criteria(message):
+    assert set(Criteria._fields) <= fields_of(message)
+
+
+def test_a_response_has_every_field_of_an_assigned_number():
+    assert set(AssignedNumber._fields) == fields_of(PhoneNumber)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("GetOrderResponse", "FindOrderResponse"),
+        ("BulkOrderNumbersResponse", "GetBulkOrderResponse"),
+        ("HoldNumbersResponse", "GetHoldResponse"),
+        ("GetNumberResponse", "UpdateNumberResponse", "AttachCampaignResponse", "DetachCampaignResponse"),
+    ],
+)
+def test_messages_that_one_function_makes_are_alike(names):
+    # server/messages.py makes the bytes of one of them, and they are sent for all of them.
+    layouts = [layout(method.output_type) for method in SERVICE.methods if method.output_type.name in names]
+    assert len(layouts) == len(names)
+    assert all(each == layouts[0] for each in layouts)
+
+
+def layout(message):
+    return [
+        (field.number, field.name, field.type, field.is_repeated, field.message_type and field.message_type.full_name)
+        for field in message.fields
+    ]

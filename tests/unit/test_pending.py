@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
-from server.pending import PendingOrder, Queue
+from server.pending import PendingWrite, Queue
 from tests.support.orders import make_order
 
 
 def pending(organization_id):
-    return PendingOrder(make_order(organization_id, "+12"), 0.0, None, None)
+    return PendingWrite(make_order(organization_id, "+12"), 0.0, None, None)
 
 
 def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
@@ -16,7 +16,7 @@ def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
     for order in orders:
         queue.put(order)
     looks = iter([True, False, True, True] + [False] * 20)
-    monkeypatch.setattr(PendingOrder, "is_wanted", property(lambda order: next(looks)))
+    monkeypatch.setattr(PendingWrite, "is_wanted", property(lambda order: next(looks)))
     assert queue.take_unwanted() == [orders[1]]
     assert queue.length == 3
     assert queue.take(10, 10) == [orders[0], orders[2], orders[3]]
@@ -27,12 +27,12 @@ def queue(*organizations, numbers=1):
     waiting = Queue()
     for i, organization in enumerate(organizations):
         numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
-        waiting.put(PendingOrder(make_order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
+        waiting.put(PendingWrite(make_order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
     return waiting
 
 
 def organizations(batch):
-    return [UUID(waiting.order.organization_id).int for waiting in batch]
+    return [UUID(waiting.write.organization_id).int for waiting in batch]
 
 
 def test_organizations_take_turns():
@@ -57,7 +57,7 @@ def test_an_order_that_did_not_fit_is_the_first_of_the_next_batch():
 def test_organizations_take_turns_on_the_retry_connections():
     waiting = queue(1, 1, 1, 2, 3)
     taken = [waiting.take_without({"+10"}) for _ in range(4)]
-    assert [UUID(pending.order.organization_id).int for pending in taken] == [1, 2, 3, 1]
-    assert [pending.order.numbers for pending in taken] == [("+00",), ("+30",), ("+40",), ("+20",)]
+    assert [UUID(pending.write.organization_id).int for pending in taken] == [1, 2, 3, 1]
+    assert [pending.write.numbers for pending in taken] == [("+00",), ("+30",), ("+40",), ("+20",)]
     assert waiting.take_without({"+10"}) is None
     assert waiting.length == 1

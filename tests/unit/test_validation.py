@@ -9,7 +9,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from buf.validate import validate_pb2
 from ordernumbers.v1 import options_pb2
-from ordernumbers.v1.phone_number_service_pb2 import DESCRIPTOR, OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
+from ordernumbers.v1.phone_number_service_pb2 import DESCRIPTOR
 from server.config import NUMBERS_PER_ORDER_MAX
 from server.rpc import validation
 

@@ -1,34 +1,10 @@
-"""Shows that tests fail when the code is wrong: `make test-mutants`.
+"""Mutants of the sale, and of what every call goes through."""
 
-Each mutant is a copy of the repository in which one text is replaced. At least one of its tests must fail.
-"""
+from tests.mutants.mutant import Mutant
 
-import os
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
-
-ROOT = Path(__file__).parents[1]
-RUN_SECONDS_MAX = 600
-PARTS = ("server", "gen", "envoy", "protos", "tests", "pyproject.toml", "README.md", "Makefile")
-
-
-class Mutant(NamedTuple):
-    """What is wrong, where and how, and the tests that must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: str
-
-
-ORDERS, DECISION, BATCHING = "server/store/orders.py", "server/rules/ordering.py", "server/batching.py"
-CONNECTION, ORDER_CONNECTION = "server/store/connection.py", "server/order_connection.py"
+ORDERS, DECISION = "server/store/orders.py", "server/rules/ordering.py"
+CONNECTION, WRITE_CONNECTION = "server/store/connection.py", "server/write_connection.py"
+ENDING, ACCESS, ALONE = "server/store/transaction.py", "server/rules/access.py", "server/one_by_one.py"
 PENDING, SQL = "server/pending.py", "server/store/sql/order.sql"
 TRANSACTION = "tests/store/test_order_transaction.py"
 BATCHES = "tests/store/test_batching.py"
@@ -56,22 +32,22 @@ MUTANTS = (
     ),
     Mutant(
         "a response before the commit",
-        ORDERS,
-        "        raise OutcomeUnknown(placed) from error",
+        ENDING,
+        "        raise OutcomeUnknown(sent) from error",
         "        return",
         f"tests/faults/test_connections.py {TRANSACTION}",
     ),
     Mutant(
         "no second look at a revoked key",
-        DECISION,
+        ACCESS,
         "if key is None or not is_valid(key, state.now):",
         "if key is None:",
         f"{TRANSACTION} tests/concurrency",
     ),
     Mutant(
         "key reuse unchecked",
-        DECISION,
-        "if stored.fingerprint != order.idempotency.fingerprint:",
+        ACCESS,
+        "if stored.fingerprint != write.idempotency.fingerprint:",
         "if False:",
         "tests/contract/test_idempotency.py",
     ),
@@ -108,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "an order is sent after its caller has a response",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "[pending for pending in batch if pending.begin()]",
         "[pending for pending in batch if pending.begin() or True]",
         FAILOVER,
@@ -122,30 +98,30 @@ MUTANTS = (
     ),
     Mutant(
         "a connection is kept after any error",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "if isinstance(error, HARMLESS):",
         "if not isinstance(error, OutcomeUnknown):",
         FAILOVER,
     ),
-    Mutant("a warning with the COMMIT is ignored", ORDERS, " or connection.was_warned:", ":", FAILOVER),
+    Mutant("a warning with the COMMIT is ignored", ENDING, " or connection.was_warned:", ":", FAILOVER),
     Mutant(
         "unsettled commits are not counted",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "self._unsettled.add(connection.backend)",
         "pass",
         FAILOVER,
     ),
     Mutant(
         "idle connections are not checked",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "if self._connection.is_open and not self._free.locked():",
         "if False:",
         FAILOVER,
     ),
-    Mutant("a retry gives up after one failed connection", BATCHING, "AWAY_MAX = 2", "AWAY_MAX = 1", FAILOVER),
+    Mutant("a retry gives up after one failed connection", ALONE, "AWAY_MAX = 2", "AWAY_MAX = 1", FAILOVER),
     Mutant(
         "retries of one number run at the same time",
-        BATCHING,
+        ALONE,
         "self._queue.take_without(self._numbers)",
         "self._queue.take_without(set())",
         RETRY_CONNECTIONS,
@@ -159,8 +135,8 @@ MUTANTS = (
     ),
     Mutant(
         "the health check runs no transaction",
-        ORDER_CONNECTION,
-        "await place(connection, [], limits)",
+        WRITE_CONNECTION,
+        "await check(connection, limits)",
         "pass",
         FAILOVER,
     ),
@@ -195,8 +171,8 @@ MUTANTS = (
     Mutant(
         "an import locks numbers in no order",
         "server/store/inventory.py",
-        "      FROM change\n      ORDER BY number\n",
-        "      FROM change\n      ORDER BY md5(number)\n",
+        "      ORDER BY p.number\n      FOR NO KEY UPDATE OF p",
+        "      ORDER BY md5(p.number)\n      FOR NO KEY UPDATE OF p",
         TRANSACTION,
     ),
     Mutant(
@@ -231,41 +207,41 @@ MUTANTS = (
     Mutant(
         "an organization that was skipped does not exist",
         ORDERS,
-        "        locked_elsewhere |= {order.organization_id for order in orders} - accounts.keys()\n",
-        "",
+        "return frozenset(numbers | organizations)",
+        "return frozenset(numbers)",
         TRANSACTION,
     ),
     Mutant(
         "a write without a result in time is taken for rolled back",
-        ORDERS,
+        ENDING,
         "        if _is_rolled_back(error):",
         "        if _is_rolled_back(error) or not isinstance(error, Exception):",
         TRANSACTION,
     ),
     Mutant(
         "no second attempt after a deadlock",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
         "CONFLICTS = (errors.SerializationFailure,)",
         RETRIES,
     ),
     Mutant(
         "no second attempt after a serialization failure",
-        ORDER_CONNECTION,
+        WRITE_CONNECTION,
         "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
         "CONFLICTS = (errors.DeadlockDetected,)",
         RETRIES,
     ),
     Mutant(
         "503 for an unknown outcome when the database is away",
-        BATCHING,
+        ALONE,
         "if pending.sent is None and pending.times_away >= AWAY_MAX:",
         "if pending.times_away >= AWAY_MAX:",
         RETRIES,
     ),
     Mutant(
         "INTERNAL for an unknown outcome",
-        BATCHING,
+        ALONE,
         "Refusal(Code.INTERNAL if pending.sent is None else Code.TIMEOUT)",
         "Refusal(Code.INTERNAL)",
         RETRIES,
@@ -277,7 +253,13 @@ MUTANTS = (
         "if self.stage is not Stage.RESPONDED:",
         RETRIES,
     ),
-    Mutant("the queue has no limit", BATCHING, "self._count >= self._orders_max or ", "", BATCHES),
+    Mutant(
+        "the queue has no limit",
+        "server/admission.py",
+        "self._count >= self._count_max or ",
+        "",
+        BATCHES,
+    ),
     Mutant(
         "an expired order is lost",
         PENDING,
@@ -293,65 +275,3 @@ MUTANTS = (
         "tests/store/test_available.py",
     ),
 )
-
-
-def main() -> int:
-    """Run all mutants, or those whose names contain the given words. Return the number that no test noticed."""
-    began = time.monotonic()
-    wanted = [mutant for mutant in MUTANTS if all(word in mutant.name for word in sys.argv[1:])]
-    for mutant in wanted:
-        mutated(mutant, ROOT)
-    survivors = [mutant.name for mutant in wanted if not is_noticed(mutant)]
-    minutes = (time.monotonic() - began) / 60
-    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mutants were noticed, {minutes:.0f} minutes")
-    for name in survivors:
-        print(f"NOT NOTICED: {name}")
-    return len(survivors)
-
-
-def mutated(mutant: Mutant, root: Path) -> str:
-    """The text of its file with the mistake. Exits if the code has changed and the mistake does not fit any more."""
-    text = (root / mutant.file).read_text()
-    if text.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
-    return text.replace(mutant.old, mutant.new)
-
-
-def is_noticed(mutant: Mutant) -> bool:
-    """Whether a test fails, and not because it could not be run."""
-    began = time.monotonic()
-    with TemporaryDirectory(prefix="ordernumbers-mutant-") as folder:
-        copy = Path(folder) / "copy"
-        copy.mkdir()
-        for part in PARTS:
-            source = ROOT / part
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
-        (copy / mutant.file).write_text(mutated(mutant, copy))
-        Path(folder).chmod(0o711)
-        status, said = tested(copy, mutant.tests)
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
-    noticed = status == 1 and bool(failed)
-    by = failed[0].split(" - ")[0].split("::")[-1] if noticed else f"no test (pytest exited with {status})"
-    print(f"{mutant.name}: noticed by {by}, {time.monotonic() - began:.0f} s", flush=True)
-    return noticed
-
-
-def tested(copy: Path, tests: str) -> tuple[int | None, str]:
-    """pytest's exit status and output. The status is None if it did not end in time."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
-            cwd=copy,
-            env=os.environ | {"PYTHONPATH": f"{copy}:{copy / 'gen'}"},
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS_MAX,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None, ""
-    return done.returncode, done.stdout
-
-
-if __name__ == "__main__":
-    sys.exit(main())
