@@ -145,6 +145,17 @@ def damage(damaged, sold):
 
 
 # Statements for `damage`.
+RELEASE = (
+    "UPDATE assignment SET released_at = now() WHERE id = :assignment",
+    """
+    INSERT INTO number_event (number, id, kind, organization_id, after, created_at)
+    VALUES (:number, :assignment, 'released', :organization, jsonb_build_object('available_at', now()), now())
+    """,
+)
+REST = """
+    UPDATE phone_number SET assignment_id = NULL, held_by = :organization, free_at = now(), rest_until = now()
+    WHERE number = :number
+"""
 COUNT_1 = ()  # as `sell` writes it
 COUNT_3 = ("UPDATE orders SET number_count = 3 WHERE id = :order",)
 # As written by a server that did not know these columns.

@@ -10,12 +10,11 @@ from uuid_utils.compat import uuid7
 from server.store import check
 from server.store.check import violations
 from server.store.engine import admin_engine
-from tests.admin.conftest import COUNT_1, COUNT_3, NO_COUNT, SELL, TWO_MORE_NUMBERS, sale_of, sell
+from tests.admin.conftest import COUNT_1, COUNT_3, NO_COUNT, RELEASE, REST, SELL, TWO_MORE_NUMBERS, sale_of, sell
 from tests.support.customer import CREDIT_MICROS, Customer
 from tests.support.stack import wait_until
 
 BALANCE_AFTER_ONE_ORDER = CREDIT_MICROS - 1_000_000
-RELEASE = "UPDATE assignment SET released_at = now() WHERE id = :assignment"
 UNASSIGN = "UPDATE phone_number SET assignment_id = NULL WHERE number = :number"
 
 
@@ -58,13 +57,13 @@ def test_a_sold_number_that_refers_to_no_assignment_is_found(damage, sold):
 
 
 def test_a_number_that_refers_to_a_released_assignment_is_found(damage, sold):
-    assert damage(RELEASE) == [
+    assert damage(*RELEASE) == [
         f"number {sold['number']} refers to assignment {sold['assignment']}, which is not a live assignment of it"
     ]
 
 
 def test_a_released_number_is_no_violation(damage):
-    assert damage(RELEASE, UNASSIGN) == []
+    assert damage(*RELEASE, REST) == []
 
 
 def test_an_assignment_of_a_missing_number_is_found(damage, sold):

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from server import keys
 from server.store import admin
-from tests.admin.conftest import sell
+from tests.support.life import Life
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 UNKNOWN = uuid4()
@@ -49,13 +49,11 @@ def test_an_organization_without_credit_has_no_ledger_entry(ordernumbers, databa
 
 
 def test_the_assigned_numbers_of_an_organization_are_counted(ordernumbers, database, customer):
-    assigned, released, _ = customer.numbers(3)
-    sell(customer, assigned)
-    sell(customer, released)
-    with database.engine.begin() as connection:
-        number = {"number": released}
-        connection.execute(text("UPDATE assignment SET released_at = now() WHERE number = :number"), number)
-        connection.execute(text("UPDATE phone_number SET assignment_id = NULL WHERE number = :number"), number)
+    assigned, released, held = customer.numbers(3)
+    life = Life(database, customer)
+    life.order(assigned)
+    life.release(life.order(released))
+    life.hold(held)
     assert ordernumbers("org", "show", customer.id)["numbers"] == 1
 
 

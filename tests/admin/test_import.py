@@ -13,6 +13,8 @@ from sqlalchemy import text
 from server.errors import OperatorError
 from server.store.inventory import BAD_ROWS_SHOWN_MAX, STAGE_ROWS, WRITE_ROWS, BadRow, import_csv, stats
 from tests.admin.conftest import COMMAND, sell
+from tests.support.inventory import let_time_pass
+from tests.support.life import Life
 
 HEADER = "number,number_type,sms_enabled,mms_enabled,price"
 
@@ -121,16 +123,14 @@ def test_an_update_changes_type_capabilities_and_price_but_not_the_assignment(
     database, import_lines, inventory_rows, customer
 ):
     import_lines(*numbers(3))
-    sold, quarantined, free = (number for (number,) in inventory_rows("number"))
+    sold, held, free = (number for (number,) in inventory_rows("number"))
     sell(customer, sold)
-    with database.engine.begin() as connection:
-        quarantine = "UPDATE phone_number SET free_at = 'tomorrow', held_by = :holder WHERE number = :number"
-        connection.execute(text(quarantine), {"holder": customer.id, "number": quarantined})
-    owners = inventory_rows("number, assignment_id, held_by, free_at")
-    rows = [f"{number},toll_free,false,true,5" for number in (sold, quarantined, free)]
+    Life(database, customer).hold(held)
+    owners = inventory_rows("number, assignment_id, held_by, free_at, hold_id, rest_until, imported_at")
+    rows = [f"{number},toll_free,false,true,5" for number in (sold, held, free)]
     assert import_lines(*rows) == (0, 3, 0, 0, [])
-    assert inventory_rows() == [(n, "toll_free", False, True, 5_000_000) for n in (sold, quarantined, free)]
-    assert inventory_rows("number, assignment_id, held_by, free_at") == owners
+    assert inventory_rows() == [(n, "toll_free", False, True, 5_000_000) for n in (sold, held, free)]
+    assert inventory_rows("number, assignment_id, held_by, free_at, hold_id, rest_until, imported_at") == owners
 
 
 def test_a_change_of_any_single_column_updates_the_row(import_lines):
@@ -209,10 +209,10 @@ def test_a_file_is_imported_and_counted(ordernumbers, tmp_path):
     status, out, _ = ordernumbers.run("inventory", "stats")
     assert status == 0
     assert [line.split() for line in out.splitlines()] == [
-        ["type", "available", "assigned", "quarantined"],
-        ["local", "2", "0", "0"],
-        ["toll_free", "0", "0", "0"],
-        ["short_code", "0", "0", "0"],
+        ["type", "available", "assigned", "held", "resting"],
+        ["local", "2", "0", "0", "0"],
+        ["toll_free", "0", "0", "0", "0"],
+        ["short_code", "0", "0", "0", "0"],
     ]
 
 
@@ -287,14 +287,21 @@ def test_a_killed_import_leaves_no_table_behind_and_can_be_completed(ordernumber
 
 
 def test_stats_count_the_numbers_of_each_type_and_state(database, import_lines, customer):
-    import_lines(*numbers(6), "+18005550100,toll_free,true,false,1")
-    sell(customer, "+14152000000")
+    import_lines(*numbers(9), "+18005550100,toll_free,true,false,1")
+    life, rows = Life(database, customer), [row.split(",")[0] for row in numbers(9)]
+    life.hold(rows[0])
+    life.release(life.order(rows[1]))
+    let_time_pass(customer, hours=2)  # from here on these two are available
+    for number in rows[2:4]:
+        life.order(number)
+    life.hold(*rows[4:6])
+    life.hold(*rows[6:8])
+    for number in rows[6:8]:
+        life.release(life.order(number))
+    life.hold(rows[7])  # it rests too
     with database.engine.begin() as connection:
-        free_at = "UPDATE phone_number SET free_at = clock_timestamp() + CAST(:wait AS interval) WHERE number = :number"
-        connection.execute(text(free_at), {"wait": "1 hour", "number": "+14152000001"})
-        connection.execute(text(free_at), {"wait": "-1 second", "number": "+14152000002"})
         assert stats(connection) == {
-            "local": {"available": 4, "assigned": 1, "quarantined": 1},
-            "toll_free": {"available": 1, "assigned": 0, "quarantined": 0},
-            "short_code": {"available": 0, "assigned": 0, "quarantined": 0},
+            "local": {"available": 3, "assigned": 2, "held": 2, "resting": 2},
+            "toll_free": {"available": 1, "assigned": 0, "held": 0, "resting": 0},
+            "short_code": {"available": 0, "assigned": 0, "held": 0, "resting": 0},
         }

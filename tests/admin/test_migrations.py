@@ -15,8 +15,12 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint, text
 
 from server.errors import OperatorError
 from server.store import migrations
+from server.store.check import violations
 from server.store.engine import admin_engine
+from server.store.history import history
 from server.store.tables import metadata
+from tests.admin.conftest import sell
+from tests.support.customer import Customer
 from tests.support.databases import execute
 from tests.support.stack import wait_until
 
@@ -42,7 +46,9 @@ def schema(url):
 
 
 def test_migrations_add_up_to_the_tables(database, empty_url):
-    metadata.create_all(admin_engine(empty_url))
+    with admin_engine(empty_url).begin() as connection:
+        connection.execute(text("CREATE EXTENSION pg_trgm"))  # an index needs it
+        metadata.create_all(connection)
     expected = schema(empty_url)
     assert "CREATE TABLE public.phone_number (" in expected
     assert schema(database.url) == expected
@@ -66,7 +72,9 @@ def test_no_index_includes_a_column_that_every_order_changes(database):
     """An order's updates must stay HOT."""
     indexes = [line for line in schema(database.url) if re.search(r"INDEX|PRIMARY KEY|UNIQUE", line)]
     assert indexes
-    assert not [line for line in indexes if re.search("assignment_id|held_by|free_at|balance_micros", line)]
+    assert not [
+        line for line in indexes if re.search("assignment_id|held_by|free_at|hold_id|rest_until|balance_micros", line)
+    ]
 
 
 def test_two_upgrades_at_the_same_time_both_succeed(empty_url):
@@ -74,6 +82,21 @@ def test_two_upgrades_at_the_same_time_both_succeed(empty_url):
         done = [both.submit(migrations.upgrade, admin_engine(empty_url)) for _ in range(2)]
     assert [each.result() for each in done] == [None, None]
     assert migrations.current(admin_engine(empty_url)) == migrations.newest()
+
+
+def test_an_upgrade_from_0003_keeps_sales_and_a_history_of_them(empty_url):
+    engine = admin_engine(empty_url)
+    upgrade_to(engine, "0003")
+    customer = Customer.open(engine)
+    sold, free = customer.numbers(2)
+    ids = sell(customer, sold)
+    migrations.upgrade(engine)
+    assert violations(engine) == []
+    with engine.begin() as connection:
+        imported_at, (assigned,) = history(connection, sold)
+    assert (imported_at, assigned.kind, assigned.details["order_id"]) == (None, "assigned", ids["order"])
+    with engine.begin() as connection:
+        assert history(connection, free) == (None, [])
 
 
 def test_an_empty_database_has_no_revision(empty_url):

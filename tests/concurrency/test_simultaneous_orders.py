@@ -9,15 +9,9 @@ import pytest
 from grpc_status import rpc_status
 
 from ordernumbers.v1.errors_pb2 import ErrorResponse
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.store.check import violations
-from tests.support.customer import Customer
-
-
-@pytest.fixture
-def open_customer(service):
-    return lambda **credit: Customer.open(service.database.engine, **credit)
 
 
 def code_of(error):

@@ -14,7 +14,7 @@ from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded, TrailersReceived
 
 from ordernumbers.v1.errors_pb2 import Error, ErrorResponse
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from tests.support.callers import ROUTE, TIMEOUT_SECONDS, ULID, failure
 from tests.support.edge import running_edge, running_server, sell, stat, wait_until_ready

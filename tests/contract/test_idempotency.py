@@ -75,7 +75,7 @@ def test_the_same_key_for_another_order_is_refused(call, customer, key, change):
     }
     before = customer.everything()
     response = call(customer.key, **others[change], idempotency_key=key)
-    message = "idempotency key was used for another order"
+    message = "idempotency key was used for another request"
     assert (response.status, response.body) == (422, failure("IDEMPOTENCY_KEY_REUSED", message, response.request_id))
     assert customer.everything() == before
 
@@ -198,7 +198,7 @@ def test_an_order_whose_key_another_server_holds_is_in_progress(call, customer, 
     with customer.engine.connect() as other:  # as another server does before its COMMIT
         other.execute(insert, {"id": customer.id, "key": key})
         response = impatient(customer.key, **order)
-    message = "an order with this idempotency key is under way"
+    message = "a request with this idempotency key is under way"
     assert (response.status, response.body) == (409, failure("IDEMPOTENCY_IN_PROGRESS", message, response.request_id))
     assert response.headers["retry-after"] == "1"
     again = call(customer.key, **order)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import grpc
 import pytest
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from server.errors import ERRORS, Code
-from tests.support.callers import METHOD, TIMEOUT_SECONDS, failure
+from tests.support.callers import METHOD, RPCS, SERVICE, TIMEOUT_SECONDS, failure
 from tests.support.edge import stat
 from tests.support.stack import Up, local_settings
 from tests.support.wire import StreamResponse, Wire, framed, grpc_headers
@@ -80,13 +80,17 @@ def assert_status(response: StreamResponse, grpc_status: str, message: str):
     assert (response.headers[":status"], response.headers["content-type"]) == ("200", "application/grpc")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_improper_call_gets_the_right_status(target, customer, name):
-    case = CASES[name]
+def response_to(case, target, customer):
     with Wire(target.port) as wire:
         stream = wire.start(grpc_headers(target.port, customer.key, case.headers), ends=case.body is None)
         wire.send(stream, (order_message(customer) if case.body == b"the order" else case.body or b""), ends=True)
-        response = wire.response(stream)
+        return wire.response(stream)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_improper_call_gets_the_right_status(target, customer, name):
+    case = CASES[name]
+    response = response_to(case, target, customer)
     if case.grpcio_resets and not target.is_edge:
         assert response == StreamResponse(is_reset=True, has_ended=True)
     elif case.code:
@@ -94,6 +98,15 @@ def test_an_improper_call_gets_the_right_status(target, customer, name):
     else:
         assert response.headers["grpc-status"] == str(grpc.StatusCode.UNIMPLEMENTED.value[0])
     assert customer.owned() == set()
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_an_improper_call_gets_the_same_status_from_every_method(target, customer, rpc):
+    path = {":path": f"/{SERVICE.full_name}/{rpc}"}
+    for name in ("110 headers", "a tab", "one byte too long", "no message", "half a message"):
+        case = CASES[name]
+        response = response_to(case._replace(headers=case.headers | path), target, customer)
+        assert_status(response, ERRORS[case.code].grpc_status, ERRORS[case.code].message)
 
 
 @pytest.mark.parametrize("metadata", [{"with_underscore": "x"}, {"x-long": "x" * 15_000}], ids=["underscore", "15 KB"])

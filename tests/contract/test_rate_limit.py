@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from ordernumbers.v1.phone_number_service_pb2_grpc import PhoneNumberServiceStub
 from server.run import edge
 from tests.support.callers import ROUTE, failure

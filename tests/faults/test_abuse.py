@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from server.config import REQUEST_BODY_BYTES_MAX
 from tests.support.callers import METHOD, ROUTE, TIMEOUT_SECONDS, Grpc, Rest
 from tests.support.customer import Customer

@@ -1,6 +1,6 @@
 """Faults between server and PostgreSQL: cut connections, lost or late packets, a standby that does not respond.
 
-Clients that send an order again learn whether it was placed.
+Clients that send a write again learn whether it was carried out.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from server.run.embedded import postgres
 from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
+from tests.faults.life_workload import LifeWorkload
 from tests.faults.workload import Workload
 from tests.support.callers import Rest
 from tests.support.customer import Customer
@@ -30,10 +31,14 @@ async def cut(connection):
     connection.cut()
 
 
-def test_no_order_is_lost_when_connections_are_cut_or_silent_or_slow(behind_proxy, proxy, engine, times):
+def test_no_write_is_lost_when_connections_are_cut_or_silent_or_slow(behind_proxy, proxy, engine, times):
     faults = times(10, 200)
     rng = random.Random(13)
-    with Workload(engine, behind_proxy.settings.rest_port, numbers=1000 * faults) as workload:
+    port = behind_proxy.settings.rest_port
+    with (
+        Workload(engine, port, numbers=1000 * faults) as workload,
+        LifeWorkload(engine, port, numbers=500 * faults) as life,
+    ):
         kinds = (
             BEFORE_COMMIT,
             AFTER_COMMIT,
@@ -46,6 +51,7 @@ def test_no_order_is_lost_when_connections_are_cut_or_silent_or_slow(behind_prox
         )
         for _, kind in zip(range(faults), itertools.cycle(kinds)):
             workload.wait_for_orders(5)
+            life.wait_for_writes(5)
             if kind == "silent":
                 proxy.swallow(True)
                 time.sleep(rng.uniform(0.5, 6))  # shorter and longer than a transaction may take
@@ -57,6 +63,7 @@ def test_no_order_is_lost_when_connections_are_cut_or_silent_or_slow(behind_prox
             else:
                 assert proxy.arm(kind, cut).wait(30), f"no order came to {kind}"
     workload.verify()
+    life.verify()
 
 
 def test_orders_sent_once_get_the_right_response_while_the_first_host_is_silent(proxy, engine, open_path, times):

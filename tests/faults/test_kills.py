@@ -1,4 +1,4 @@
-"""SIGKILL of any process at any time, under load: no acknowledged order is lost, and clients can send orders again."""
+"""SIGKILL of any process at any time, under load: no acknowledged write is lost, and clients can send writes again."""
 
 import asyncio
 import itertools
@@ -12,6 +12,7 @@ import pytest
 from server.run.edge import is_ready
 from server.run.embedded.postgres import url_of_running
 from server.store.engine import admin_engine
+from tests.faults.life_workload import LifeWorkload
 from tests.faults.workload import Workload
 from tests.support.proxy import POINTS
 from tests.support.stack import (
@@ -39,7 +40,7 @@ def owner_of(port, processes):
     raise AssertionError(f"no process has a connection from port {port}")
 
 
-def test_no_order_is_lost_when_workers_are_killed_at_random_and_around_commit(
+def test_no_write_is_lost_when_workers_are_killed_at_random_and_around_commit(
     behind_proxy, proxy, engine, workers, times
 ):
     kills = times(20, 400)
@@ -49,39 +50,51 @@ def test_no_order_is_lost_when_workers_are_killed_at_random_and_around_commit(
         kill(owner_of(connection.client_port, workers()))
         connection.cut()
 
-    with Workload(engine, behind_proxy.settings.rest_port, numbers=1000 * kills) as workload:
+    port = behind_proxy.settings.rest_port
+    with (
+        Workload(engine, port, numbers=1000 * kills) as workload,
+        LifeWorkload(engine, port, numbers=500 * kills) as life,
+    ):
         for _, point in zip(range(kills), itertools.cycle([None, *POINTS])):
             workload.wait_for_orders(5)
+            life.wait_for_writes(5)
             if point:
                 assert proxy.arm(point, kill_owner).wait(30), f"no order came to {point}"
             else:
                 kill(rng.choice(workers()))
             time.sleep(rng.uniform(0, 2 / KILLS_PER_SECOND_MAX - 1))
     workload.verify()
+    life.verify()
     wait_until(lambda: len(workers()) == behind_proxy.settings.workers)
 
 
 @pytest.mark.parametrize(
     ("victim", "short", "full"), [(is_postgres, 3, 50), (is_envoy, 2, 20)], ids=["PostgreSQL", "Envoy"]
 )
-def test_no_order_is_lost_when_postgresql_or_envoy_is_killed(open_path, times, victim, short, full):
+def test_no_write_is_lost_when_postgresql_or_envoy_is_killed(open_path, times, victim, short, full):
     """All its processes are killed at once, and `ordernumbers up` starts it again."""
     kills = times(short, full)
     settings = local_settings(open_path / ".data")
     with Up(settings, open_path, "--no-demo") as up:
         up.until_ready()
         engine = admin_engine(url_of_running(settings.data_dir))
-        with Workload(engine, settings.rest_port, numbers=10_000 * (1 + kills // 5)) as workload:
+        with (
+            Workload(engine, settings.rest_port, numbers=10_000 * (1 + kills // 5)) as workload,
+            LifeWorkload(engine, settings.rest_port, numbers=5_000 * (1 + kills // 5)) as life,
+        ):
             for _ in range(kills):
                 workload.wait_for_orders(20)
+                life.wait_for_writes(20)
                 kill(*filter(victim, up.processes()))
             workload.wait_for_orders(20)
+            life.wait_for_writes(20)
         workload.verify()
+        life.verify()
         assert up.logs.count("restarting it") >= kills
 
 
 def test_no_call_fails_when_workers_are_replaced(open_path, durable_postgres, engine, times):
-    """A rolling restart under load. No order has to be sent again."""
+    """A rolling restart under load. No call has to be sent again."""
     restarts = times(2, 20)
     settings = local_settings(open_path / ".data", database_url=durable_postgres.url(), drain_ms=2500)
     with (
@@ -90,12 +103,18 @@ def test_no_call_fails_when_workers_are_replaced(open_path, durable_postgres, en
     ):
         wait_until(lambda: asyncio.run(is_ready(settings)))
         old = [process for process in serve.processes() if is_worker(process)]
-        with Workload(engine, settings.rest_port, numbers=20_000 * restarts) as workload:
+        with (
+            Workload(engine, settings.rest_port, numbers=20_000 * restarts) as workload,
+            LifeWorkload(engine, settings.rest_port, numbers=10_000 * restarts) as life,
+        ):
             for done in range(restarts):
                 workload.wait_for_orders(20)
+                life.wait_for_writes(20)
                 serve.process.send_signal(signal.SIGHUP)
                 wait_until(lambda done=done: serve.logs.count("all workers are replaced") == done + 1)
         assert gone(old)
         assert len([process for process in serve.processes() if is_worker(process)]) == len(old) == 2
     workload.verify()
+    life.verify()
+    assert {reply.code for write in life.sent for reply in write.replies} == {"OK"}
     assert {outcome.code for order in workload.sent for outcome in order.outcomes} <= {"OK", "INSUFFICIENT_INVENTORY"}

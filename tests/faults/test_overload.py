@@ -40,6 +40,8 @@ def test_orders_beyond_the_queue_are_refused_at_once_with_retry_after(small, dat
         lock.execute(text("SELECT FROM organization FOR UPDATE"))
         futures = [threads.submit(call, customer.key, numbers=[number]) for number in numbers]
         refused = wait_for_responses(futures, ORDERS - QUEUE_ORDERS_MAX)
+        # A full queue of orders refuses no read.
+        assert call.rpc("SearchNumbers", customer.key).status == call.rpc("ListNumbers", customer.key).status == 200
         lock.close()
         placed = [future.result() for future in futures if future.result() not in refused]
     for response in refused:

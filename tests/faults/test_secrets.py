@@ -5,11 +5,11 @@ import httpx
 import pytest
 
 from server.run.embedded.demo import KEY_FILE
-from tests.support.callers import ROUTE, Grpc, Rest
+from tests.support.callers import ROUTE, RPCS, SERVICE, Grpc, Rest
 from tests.support.stack import Up, is_worker, kill, local_settings, wait_until
 from tests.support.wire import Wire, framed, grpc_headers
 
-SERVICE = "ordernumbers.v1.PhoneNumberService"
+ID = "0190b0a0-0000-7000-8000-000000000001"
 SECRET = "canary-7f3a9c1e5b"
 
 
@@ -23,6 +23,7 @@ def test_neither_a_key_nor_a_planted_secret_is_in_a_response_or_a_log(open_path,
         with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
             for call in (Rest(client), Grpc(channel)):
                 responses += texts_of_refused_orders(call, key)
+                responses += texts_of_every_rpc(call, key)
             responses += texts_of_improper_requests(client, key)
             for port in (settings.grpc_port, settings.rest_port):
                 responses += texts_of_improper_grpc_calls(port, key)
@@ -63,6 +64,23 @@ def texts_of_refused_orders(call, key):
     return responses
 
 
+def texts_of_every_rpc(call, key):
+    """Responses to calls of each RPC that have the secret in one of their texts. Some of these texts are allowed."""
+    responses = []
+    for rpc in RPCS:
+        for field in SERVICE.methods_by_name[rpc].input_type.fields:
+            if field.type == field.TYPE_STRING:
+                request = {"quantity": 1, "numbers": ["+19999999999"], "ids": [ID], "id": ID, "campaign_id": ID}
+                named = {name: value for name, value in request.items() if name in fields_of(rpc)}
+                response = call.rpc(rpc, key, **named | {field.name: [SECRET] if field.is_repeated else SECRET})
+                responses.append(response.raw.decode("latin-1"))
+    return responses
+
+
+def fields_of(rpc):
+    return {field.name for field in SERVICE.methods_by_name[rpc].input_type.fields}
+
+
 def texts_of_improper_requests(client, key):
     """Responses to invalid paths, queries, bodies and headers."""
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-secret": SECRET}
@@ -101,7 +119,7 @@ def texts_of_improper_grpc_calls(port, key):
             {"grpc-encoding": secret},
             {"te": secret},
             {":path": f"/{secret}"},
-            {":path": f"/{SERVICE}/{secret}"},
+            {":path": f"/{SERVICE.full_name}/{secret}"},
             {":method": secret},
             {":scheme": secret},
             {":authority": secret},

@@ -4,9 +4,10 @@ import asyncio
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from sqlalchemy import text
 
@@ -15,6 +16,9 @@ from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations
 from server.store.engine import admin_engine
 from tests.faults.workload import Workload
+from tests.support.callers import Grpc
+from tests.support.customer import Customer
+from tests.support.inventory import let_time_pass
 from tests.support.stack import COMMAND, Up, free_ports, kill, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -66,11 +70,54 @@ def test_workers_of_the_last_release_run_with_the_new_schema_and_beside_new_work
             workload.wait_for_orders(50)
             running.enter_context(Up(new, open_path / "new", command="serve"))
             wait_until(lambda: count_orders(engine, "number_count IS NOT NULL") > 50)
+            with beside_each_other(port, port + 2) as (on_old, on_new):
+                assert_old_workers_respect_holds_and_rests(Customer.open(engine), Customer.open(engine), on_old, on_new)
             old.stop()
             workload.wait_for_orders(50)
         workload.verify()
     assert count_orders(engine, "number_count IS NULL") > 100
     assert "INTERNAL" not in {outcome.code for order in workload.sent for outcome in order.outcomes}
+
+
+@contextmanager
+def beside_each_other(*ports):
+    """Calls to the workers on these ports."""
+    with ExitStack() as opened:
+        yield [Grpc(opened.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))) for port in ports]
+
+
+def assert_old_workers_respect_holds_and_rests(a, b, on_old, on_new):
+    """New workers hold and release numbers, which old workers sell and do not sell."""
+    refused = (409, "INSUFFICIENT_INVENTORY")
+
+    def order(call, customer, number, **options):
+        response = call(customer.key, numbers=[number], **options)
+        return (response.status, response.body["error"]["code"]) if response.status != 200 else response.body["data"]
+
+    kept, sold, other = a.numbers(3)
+    hold = on_new.rpc("HoldNumbers", a.key, numbers=[kept, sold]).body["data"]
+    assert order(on_old, b, kept) == order(on_old, b, sold) == refused
+    # An old worker sells a number that its buyer holds. The number has then left the hold.
+    ((row,),) = [order(on_old, a, sold, idempotency_key="k")]
+    assert on_new.rpc("GetHold", a.key, id=hold["id"]).body["data"]["numbers"] == [kept]
+    assert on_new.rpc("ReleaseHold", a.key, id=hold["id"]).body["data"]["numbers"] == [kept]
+    assert order(on_old, b, kept) != refused
+    # A new worker finds, repeats and changes what an old one has sold.
+    assert on_new.rpc("FindOrder", a.key, idempotency_key="k").body["data"] == [row]
+    replayed = on_new(a.key, numbers=[sold], idempotency_key="k")
+    assert (replayed.body["data"], replayed.headers["idempotency-replayed"]) == ([row], "true")
+    assert on_new.rpc("UpdateNumber", a.key, id=row["id"], label="new").body["data"]["label"] == "new"
+    # What rests is sold to its last owner only, also by an old worker.
+    assert on_new.rpc("ReleaseNumber", a.key, id=row["id"]).status == 200
+    assert order(on_old, b, sold) == refused
+    ((again,),) = [order(on_old, a, sold)]
+    assert on_new.rpc("GetNumber", a.key, id=again["id"]).body["data"] == again
+    assert on_new.rpc("ReleaseNumber", a.key, id=again["id"]).status == 200
+    assert on_new.rpc("HoldNumbers", a.key, numbers=[other]).status == 200
+    let_time_pass(a, days=31)
+    for number in (sold, other):
+        assert order(on_old, b, number) != refused
+    assert (a.owned(), b.owned()) == (set(), {kept, sold, other})
 
 
 def environment_of_last_release(folder, url, port):

@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 from sqlalchemy import Engine, text
 
 from ordernumbers.v1.errors_pb2 import ErrorResponse
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersRequest, OrderNumbersResponse
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest, OrderNumbersResponse
 from server.store.check import violations
 from tests.support.callers import METHOD, ROUTE
 from tests.support.customer import Customer

@@ -1,5 +1,7 @@
-"""A customer on the test's own database, and a way to wait until a transaction waits for a lock there."""
+"""A customer on the test's own database, and what tests of locks share."""
 
+import random
+import threading
 import time
 
 import pytest
@@ -24,3 +26,27 @@ def until_a_transaction_waits(database):
                 time.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture
+def numbers_free_meanwhile(database, until_a_transaction_waits):
+    """The numbers that no transaction has locked while `work` waits for this one."""
+
+    def look(number, work):
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
+            working = threading.Thread(target=work)
+            working.start()
+            until_a_transaction_waits()
+            with database.engine.connect() as other:
+                free = other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).scalars().all()
+        working.join()
+        return set(free)
+
+    return look
+
+
+def in_disorder(customer, count):
+    """New numbers, sorted and shuffled. Their rows are in a third order."""
+    numbers = sorted(random.Random(3).sample(customer.numbers(count // 2) + customer.numbers(count // 2), count))
+    return numbers, random.Random(5).sample(numbers, count)

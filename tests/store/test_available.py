@@ -1,4 +1,4 @@
-"""A number is available by the same rule in SQL (store/tables.py) and in Python (rules/values.py)."""
+"""A number is available by the same rule in SQL (store/tables.py), in Python (rules/ordering.py) and in searches."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -8,7 +8,10 @@ import pytest
 from sqlalchemy import literal, select, text
 
 from server.rules import ordering
-from server.rules.values import Number
+from server.rules.values import Criteria, Number
+from server.store import operator_numbers
+from server.store.bulk_orders import LOCK_CHOSEN
+from server.store.statements import array
 from server.store.tables import Instant, is_available, phone_number
 
 ORGANIZATION, OTHER, ASSIGNMENT = (UUID(int=i) for i in (1, 2, 3))
@@ -68,3 +71,30 @@ def test_sql_compares_with_the_current_time_and_not_with_the_start_of_the_transa
     is_this = phone_number.c.number == number
     connection.execute(phone_number.update().where(is_this).values(free_at=text("clock_timestamp()")))
     assert connection.execute(select(is_available()).where(is_this)).scalar_one() is True
+
+
+# ---------------------------------------------------------------- searches and bulk orders
+
+
+@pytest.fixture
+def available_now(connection):
+    """The numbers that are available to all, once `free_at` of each is a day ago or in a day."""
+    day = "clock_timestamp() + CASE WHEN free_at > :now THEN interval '1 day' ELSE interval '-1 day' END"
+    connection.execute(text(f"UPDATE phone_number SET free_at = {day} WHERE free_at IS NOT NULL"), {"now": NOW})
+    found = set(connection.execute(select(phone_number.c.number).where(is_available())).scalars())
+    assert 0 < len(found) < len(STATES)
+    return found
+
+
+@pytest.mark.parametrize(
+    "criteria", [Criteria(area_code="415"), Criteria(pattern="5555")], ids=["in order", "by index"]
+)
+def test_a_search_finds_exactly_the_numbers_that_every_organization_can_order(connection, available_now, criteria):
+    found = operator_numbers.search(connection, criteria, 100)
+    assert {each.number for each in found} == available_now
+
+
+def test_a_bulk_order_chooses_only_from_the_numbers_that_every_organization_can_order(connection, available_now):
+    parameters = {"numbers": array(STATES), "rows": "100"}
+    chosen = connection.execute(text(LOCK_CHOSEN.named_sql), parameters)
+    assert {row.number for row in chosen} == available_now

@@ -17,8 +17,8 @@ from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations, orders
 from server.store.connection import DatabaseAway, PipelinedConnection, connect
 from server.store.engine import admin_engine
-from server.store.orders import Limits
-from server.store.reads import Reader
+from server.store.reads import KEYS, Reader
+from server.store.transaction import BEGIN, Limits
 from tests.store.test_unknown_outcomes import assigned
 from tests.support.batcher import outcome, run
 from tests.support.customer import Customer
@@ -83,11 +83,11 @@ def test_orders_reach_the_next_host_when_the_first_does_not_answer(database, cus
         return None
 
     async def look_up():
-        reader = Reader(url, settings, 0.5)
+        reader = Reader(url, settings, KEYS)
         try:
             for _ in range(60):
                 try:
-                    return await reader.find_keys([keys.digest(customer.key)])
+                    return await reader.find_keys([keys.digest(customer.key)], 0.5)
                 except DatabaseAway:
                     pass
         finally:
@@ -244,13 +244,13 @@ def test_after_any_error_since_the_write_was_sent_the_outcome_is_looked_up(datab
             raise OSError("no file descriptor is left")
         await io(connection, **options)
 
-    finish, writing = orders._finish, []
+    finish, writing = orders.finish, []
 
     async def finish_and_fail(*args):
         writing.append(True)
         await finish(*args)
 
-    monkeypatch.setattr(orders, "_finish", finish_and_fail)
+    monkeypatch.setattr(orders, "finish", finish_and_fail)
     monkeypatch.setattr(PipelinedConnection, "_wait_for_socket", fail_once)
     assert run(database.url, lambda batcher: buy(batcher, customer, number)) == "PLACED"
     assert left == [0]
@@ -265,7 +265,7 @@ def test_a_transaction_raises_synchronous_commit_when_the_database_has_it_off(da
         connection = await connect(database.url, Settings(), orders.STATEMENTS)
         try:
             await connection._connection.execute(f"SET synchronous_commit = {default}")
-            await connection.run(orders.BEGIN(), Limits(1, 1).statement())
+            await connection.run(BEGIN(), Limits(1, 1).statement())
             (row,) = await (await connection._connection.execute("SHOW synchronous_commit")).fetchall()
             return row[0]
         finally:

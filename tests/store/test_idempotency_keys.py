@@ -5,11 +5,9 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
-from server.batching import Batcher
-from server.config import Settings
 from server.errors import Code
 from server.rules.values import Idempotency
-from tests.support.batcher import outcome, run
+from tests.support.batcher import new_batcher, outcome, run
 from tests.support.orders import order_of
 
 
@@ -35,7 +33,7 @@ def test_orders_with_the_same_key_in_several_workers_are_carried_out_once(databa
     numbers = customer.numbers(20)
 
     async def main():
-        batchers = [Batcher(Settings(order_connections=1), database.url) for _ in range(4)]
+        batchers = [new_batcher(database.url) for _ in range(4)]
         try:
             orders = [(b, keyed(customer, f"k{i}", n)) for i, n in enumerate(numbers) for b in batchers]
             return await asyncio.gather(*(batcher.place(order, 20) for batcher, order in orders))

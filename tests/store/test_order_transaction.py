@@ -17,7 +17,9 @@ from server.rules.values import Idempotency, Order, Placed, Retry, Routing
 from server.store import orders
 from server.store.connection import connect
 from server.store.inventory import import_csv
-from server.store.orders import Limits, OutcomeUnknown, place
+from server.store.orders import place
+from server.store.transaction import Limits, OutcomeUnknown
+from tests.store.conftest import in_disorder
 from tests.support.customer import Customer
 from tests.support.orders import order_of
 from tests.support.stack import wait_until
@@ -105,8 +107,8 @@ def test_the_count_of_numbers_and_the_price_of_each_are_stored(database, custome
 
 KEPT = text("""
     SELECT o.id::text, o.organization_id::text, o.api_key_id::text, o.request_id, o.total_micros, -l.amount_micros,
-      l.entry_no, l.balance_micros, o.created_at, a.number, a.id::text AS assignment_id, a.inbound_url, a.status_url,
-      a.label, a.campaign_id::text, i.key, i.fingerprint, i.answer, i.created_at AS stored_at
+      l.entry_no, l.balance_micros, o.quantity, o.created_at, a.number, a.id::text AS assignment_id, a.inbound_url,
+      a.status_url, a.label, a.campaign_id::text, i.key, i.fingerprint, i.method, i.answer, i.created_at AS stored_at
     FROM orders o
     JOIN ledger_entry l ON l.order_id = o.id
     JOIN assignment a ON a.order_id = o.id
@@ -118,7 +120,8 @@ KEPT = text("""
 def test_every_field_of_an_order_is_stored(database, customer):
     """A new field of orders must be read back here, or this test fails."""
     routing = Routing("https://a.example/in", "https://a.example/st", "front desk", str(customer.campaign()))
-    asked = keyed(order_of(customer, *customer.numbers(2), routing=routing))._replace(request_id="01M854FAVJYDMKM278")
+    asked = keyed(order_of(customer, *customer.numbers(2), routing=routing, quantity=2))
+    asked = asked._replace(request_id="01M854FAVJYDMKM278")
     assert None not in (*asked, *routing)
     ((placed,),) = carry_out(database, [asked])
     with database.engine.connect() as connection:
@@ -133,7 +136,8 @@ def test_every_field_of_an_order_is_stored(database, customer):
             numbers=(first.number, second.number),
             assignment_ids=(first.assignment_id, second.assignment_id),
             routing=Routing(*(getattr(row, name) for name in Routing._fields)),
-            idempotency=Idempotency(row.key, row.fingerprint),
+            idempotency=Idempotency(row.key, row.fingerprint, row.method),
+            quantity=row.quantity,
         )
         assert kept == asked
         assert row[4:8] == (
@@ -213,30 +217,6 @@ def test_a_sale_waits_for_another_sale_of_its_number_and_is_then_refused(databas
         connection.execute(text("UPDATE phone_number SET free_at = clock_timestamp() + interval '1 day'"))
     buyer.join()
     assert codes(response[0][0]) == ["INSUFFICIENT_INVENTORY"]
-
-
-@pytest.fixture
-def numbers_free_meanwhile(database, until_a_transaction_waits):
-    """The numbers that no transaction has locked while `work` waits for this one."""
-
-    def look(number, work):
-        with database.engine.begin() as connection:
-            connection.execute(text("SELECT FROM phone_number WHERE number = :n FOR UPDATE"), {"n": number})
-            working = threading.Thread(target=work)
-            working.start()
-            until_a_transaction_waits()
-            with database.engine.connect() as other:
-                free = other.execute(text("SELECT number FROM phone_number FOR UPDATE SKIP LOCKED")).scalars().all()
-        working.join()
-        return set(free)
-
-    return look
-
-
-def in_disorder(customer, count):
-    """New numbers, sorted and shuffled. Their rows are in a third order."""
-    numbers = sorted(random.Random(3).sample(customer.numbers(count // 2) + customer.numbers(count // 2), count))
-    return numbers, random.Random(5).sample(numbers, count)
 
 
 @pytest.mark.parametrize("is_keyed", [False, True])
@@ -350,7 +330,7 @@ def test_a_connection_lost_before_the_write_leaves_nothing(database, customer, m
 
     with pytest.raises(OutcomeUnknown) as lost:  # of a transaction without orders
         carry_out(database, [order_of(customer, *customer.numbers(1))], meanwhile=cut)
-    assert lost.value.placed == []
+    assert lost.value.sent == {}
     assert customer.owned() == set()
 
 

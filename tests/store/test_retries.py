@@ -7,9 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from server.errors import Code
-from server.rules.values import Placed
 from server.store import orders
-from server.store.orders import OutcomeUnknown
+from server.store.transaction import OutcomeUnknown
 from tests.support.batcher import outcome, run
 from tests.support.orders import order_of
 
@@ -70,12 +69,12 @@ def lose(monkeypatch):
     """Lose the connection instead of the next write, and call `then`."""
 
     def arm(then):
-        async def lost(connection, decisions, *_):
+        async def lost(connection, _, sent):
             connection.cut()
             then()
-            raise OutcomeUnknown([decision for decision in decisions if isinstance(decision, Placed)])
+            raise OutcomeUnknown(sent)
 
-        monkeypatch.setattr(orders, "_finish", lost)
+        monkeypatch.setattr(orders, "finish", lost)
 
     return arm
 

@@ -5,8 +5,9 @@ from collections import Counter
 
 from sqlalchemy import text
 
-from server import batching
+from server import one_by_one
 from server.errors import Code
+from server.one_by_one import OneByOne
 from tests.support.batcher import outcome, run
 from tests.support.orders import order_of
 from tests.support.stack import wait_until
@@ -14,7 +15,7 @@ from tests.support.stack import wait_until
 
 def test_an_order_may_be_retried_more_than_a_thousand_times(database, customer, monkeypatch):
     (number,) = customer.numbers(1)
-    monkeypatch.setattr(batching, "RETRY_PAUSE_SECONDS_MAX", 0)
+    monkeypatch.setattr(one_by_one, "PAUSE_SECONDS_MAX", 0)
 
     async def work(batcher):
         pending = asyncio.create_task(outcome(batcher, order_of(customer, number), 30))
@@ -22,10 +23,8 @@ def test_an_order_may_be_retried_more_than_a_thousand_times(database, customer, 
         lock.close()
         return await pending
 
-    tries, put = [], batching._Retries.put
-    monkeypatch.setattr(
-        batching._Retries, "put", lambda retries, pending: (tries.append(pending), put(retries, pending))
-    )
+    tries, put = [], OneByOne.put
+    monkeypatch.setattr(OneByOne, "put", lambda retries, pending: (tries.append(pending), put(retries, pending)))
     lock = database.engine.connect()
     lock.execute(text("SELECT FROM phone_number FOR UPDATE"))
     assert run(database.url, work, lock_timeout_ms=1) == "PLACED"

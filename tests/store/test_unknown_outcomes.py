@@ -7,11 +7,11 @@ from uuid import UUID
 
 import pytest
 
-from ordernumbers.v1.phone_number_service_pb2 import OrderNumbersResponse
+from ordernumbers.v1.orders_pb2 import OrderNumbersResponse
 from server.errors import Code
-from server.rules.values import Idempotency, Placed
+from server.rules.values import Idempotency
 from server.store import orders
-from server.store.orders import OutcomeUnknown
+from server.store.transaction import OutcomeUnknown
 from tests.support.batcher import run
 from tests.support.orders import order_of
 from tests.support.stack import wait_until
@@ -22,18 +22,17 @@ def cut_at_commit(monkeypatch):
     """Make the next transactions lose their connection after the write was sent. `then` commits it, or does not."""
 
     def arm(times, then):
-        finish, left = orders._finish, [times]
+        finish, left = orders.finish, [times]
 
-        async def cut(connection, decisions, *args):
-            placed = [decision for decision in decisions if isinstance(decision, Placed)]
-            if not left[0] or not placed:
-                return await finish(connection, decisions, *args)
+        async def cut(connection, statements, sent):
+            if not left[0] or not sent:
+                return await finish(connection, statements, sent)
             left[0] -= 1
-            await then(connection, finish(connection, decisions, *args))
+            await then(connection, finish(connection, statements, sent))
             connection.cut()
-            raise OutcomeUnknown(placed)
+            raise OutcomeUnknown(sent)
 
-        monkeypatch.setattr(orders, "_finish", cut)
+        monkeypatch.setattr(orders, "finish", cut)
 
     return arm
 
