@@ -31,8 +31,9 @@ IN_USE = (
     "`ordernumbers db upgrade` again after the oldest transaction in pg_stat_activity has ended"
 )
 NO_EXTENSION = (
-    "searches for a pattern of digits will be slow: the extension pg_trgm cannot be created here (%s). "
-    "Let an administrator run `CREATE EXTENSION pg_trgm`, then run `ordernumbers db upgrade` again"
+    "searches for a pattern of digits will be slow: the extension pg_trgm cannot be used here (%s). "
+    "Let an administrator run `CREATE EXTENSION pg_trgm` in a schema of the search_path, "
+    "then run `ordernumbers db upgrade` again"
 )
 
 
@@ -84,4 +85,9 @@ def _has_extension(connection: Connection) -> bool:
             raise
         log.warning(NO_EXTENSION, " ".join(str(error.orig).split()))
         return False
-    return True
+    # It may have been created in a schema that is not in our search_path.
+    visible = "SELECT EXISTS (SELECT FROM pg_opclass WHERE opcname = 'gin_trgm_ops' AND pg_opclass_is_visible(oid))"
+    if connection.execute(text(visible)).scalar_one():
+        return True
+    log.warning(NO_EXTENSION, "it is in a schema outside search_path")
+    return False

@@ -143,3 +143,12 @@ def test_without_the_privilege_for_the_extension_searches_give_the_same_results(
     migrations.upgrade(plain.engine)
     assert indexes(unindexed) == BOTH
     assert [digits_found(plain, pattern) for pattern in ("5550100", "55019")] == without_index
+
+
+def test_an_extension_outside_the_search_path_is_no_obstacle(unindexed, caplog):
+    execute_in(unindexed.url, "DROP EXTENSION IF EXISTS pg_trgm", "CREATE SCHEMA other")
+    execute_in(unindexed.url, "CREATE EXTENSION pg_trgm SCHEMA other")
+    with caplog.at_level(logging.WARNING):
+        migrations.upgrade(unindexed.engine)
+    assert "outside search_path" in caplog.text
+    assert indexes(unindexed) == {SEARCH: True}

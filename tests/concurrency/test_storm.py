@@ -4,13 +4,15 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import psycopg
 import pytest
 from sqlalchemy import text
 
+from server.errors import OperatorError
+from server.store import operator_numbers
 from server.store.check import violations
 from server.store.inventory import import_csv
 from tests.support.crowd import gather
@@ -156,6 +158,7 @@ class Storm:
             await asyncio.to_thread(owner.set_campaign, campaign, status)
             await asyncio.to_thread(self.import_prices, step)
             await asyncio.to_thread(self.end_rests)
+            await asyncio.to_thread(self.take_back)
 
     def change_keys(self, customer):
         key = customer.new_key("numbers:read", "numbers:write")
@@ -167,6 +170,12 @@ class Storm:
         header = "number,number_type,sms_enabled,mms_enabled,price"
         rows = [f"{number},local,true,false,{1 + (step + i) % 3}.00" for i, number in enumerate(self.numbers)]
         import_csv(self.customers[0].engine, [header, *random.sample(rows, len(rows))])
+
+    def take_back(self):
+        """As `ordernumbers number release` does."""
+        with suppress(OperatorError), self.customers[0].engine.begin() as connection:
+            operator_numbers.release(connection, random.choice(self.numbers), rest_ms=1000)
+            self.codes["operator", "OK"] += 1
 
     def end_rests(self):
         """Let the time of a rest pass. Otherwise each number would soon rest for its last owner."""

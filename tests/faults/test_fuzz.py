@@ -255,6 +255,7 @@ def test_no_message_causes_unknown_or_internal_and_memory_does_not_grow(service,
     assert codes.total() == count
     assert {code for _, code in codes} <= GRPC_STATUSES
     assert {rpc for rpc, code in codes if code == "INVALID_ARGUMENT"} == set(RPCS)
-    assert len({rpc for rpc, code in codes if code == "OK"}) >= len(RPCS) - 2
+    # In the short form some RPCs get too few good messages.
+    assert len({rpc for rpc, code in codes if code == "OK"}) >= times(len(RPCS) // 2, len(RPCS) - 2)
     assert after - before < GROWTH_BYTES_MAX
     assert all(map(psutil.Process.is_running, workers))

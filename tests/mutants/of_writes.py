@@ -48,13 +48,6 @@ MUTANTS = (
         WRITES,
     ),
     Mutant(
-        "a hold keeps what an older server has sold",
-        HOLD_SQL,
-        "      AND phone_number.assignment_id IS NULL\n    ORDER BY held.position",
-        "    ORDER BY held.position",
-        WRITES,
-    ),
-    Mutant(
         "the response of an earlier attempt is taken for a replay",
         ASSIGNMENT_SQL,
         "      AND stored.order_id = :'id'::uuid\n",

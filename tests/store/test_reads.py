@@ -158,7 +158,7 @@ def test_a_caller_that_leaves_frees_its_connection(database, customer, caller):
 
 def test_the_workers_of_a_machine_show_different_numbers(database, customer, caller):
     """Otherwise searches that run at the same time in two workers could show the same."""
-    customer.numbers(60)
+    customer.numbers(40)
 
     async def work(first):
         second = Reads(Settings(workers=2), database.url, worker=1)
@@ -168,7 +168,7 @@ def test_the_workers_of_a_machine_show_different_numbers(database, customer, cal
             await second.close()
         return [{row.number for row in SearchNumbersResponse.FromString(each.message).data} for each in found]
 
-    for _ in range(5):
+    for _ in range(15):
         mine, others = run(database.url, work, workers=2)
         assert len(mine) == len(others) == 10
         assert not mine & others

@@ -10,9 +10,10 @@ from uuid_utils.compat import uuid7
 from server.admission import Shared
 from server.config import Settings
 from server.errors import Code
-from server.rules.values import Choose, Criteria, EndHold, Hold, Release, Routing
+from server.rules.values import Choose, Criteria, EndHold, Hold, Idempotency, Release, Routing
 from server.store import bulk_orders, writes
 from server.writing import Writer
+from tests.support.batcher import new_batcher
 from tests.support.batcher import outcome as outcome_of_order
 from tests.support.customer import Customer
 from tests.support.inventory import all_rows, new_area_code, stock, values_of
@@ -274,6 +275,33 @@ def test_an_order_and_another_write_with_the_same_key_are_not_both_carried_out(d
 
     outcomes = Counter(map(tuple, run_both(database.url, work)))
     assert set(outcomes) <= {("PLACED", Code.IDEMPOTENCY_KEY_REUSED), (Code.IDEMPOTENCY_KEY_REUSED, "DONE")}
+
+
+def test_an_order_that_has_claimed_its_key_and_another_write_with_it_are_not_both_carried_out(
+    database, customer, lock, until_a_transaction_waits
+):
+    """A retried order claims its key before it has its locks. Another write needs the key after it has them."""
+    number, other = customer.numbers(2)
+    held = lock("phone_number WHERE number = :n", n=number)
+
+    async def main():
+        settings = Settings()
+        batcher, writer = new_batcher(database.url), Writer(settings, database.url, Shared(settings))
+        hold = keyed(hold_of(customer, other))
+        order = order_of(customer, number)._replace(idempotency=Idempotency("k", b"an order"))
+        ordering = asyncio.create_task(outcome_of_order(batcher, order))
+        await asyncio.to_thread(until_a_transaction_waits)
+        holding = asyncio.create_task(outcome(writer, hold))
+        await asyncio.wait({holding}, timeout=0.3)
+        held.close()
+        try:
+            return await ordering, await holding
+        finally:
+            await batcher.close()
+            await writer.close()
+
+    outcomes = asyncio.run(main())
+    assert outcomes in [("PLACED", Code.IDEMPOTENCY_KEY_REUSED), (Code.IDEMPOTENCY_KEY_REUSED, "DONE")]
 
 
 def test_a_refusal_leaves_the_key_free(database, customer):
