@@ -34,7 +34,7 @@ test-mutants: $(READY) ## break the code in known ways, and show that a test not
 test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 14 to 18 and Python 3.11 to 3.13
 	$(RUN) python -m tests.versions
 
-bench: $(READY) ## measure orders against PostgreSQL's own benchmark, in 15 minutes (QUICK=1: in 2)
+bench: $(READY) ## measure orders against PostgreSQL's own benchmark, in half an hour (QUICK=1: in 2 minutes)
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
 
 gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from server/config.py
