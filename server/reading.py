@@ -27,6 +27,11 @@ SHOWN_MAX = 10_000
 SPARE_ROWS_MAX = 200
 
 
+def worker_of(number: str, workers: int) -> int:
+    """The worker whose searches prefer the number, so that two workers seldom show the same one."""
+    return crc32(number.encode()) % workers
+
+
 class Reads:
     """The reads of one worker, on `settings.read_connections`."""
 
@@ -64,12 +69,10 @@ class Reads:
             rows = await self._rows(caller, search(wanted), seconds)
         finally:
             self._wanted -= quantity
-        found = sorted((AvailableNumber(*row) for row in rows), key=self._is_of_others)
+        found = [AvailableNumber(*row) for row in rows]
+        # The searches of the other workers prefer their own share.
+        found.sort(key=lambda each: worker_of(each.number, self._workers) != self._worker)
         return _response(messages.search_response(self._shown.choose(found, quantity)))
-
-    def _is_of_others(self, found: AvailableNumber) -> bool:
-        """Whether the number is in the share of another worker, whose searches prefer it."""
-        return crc32(found.number.encode()) % self._workers != self._worker
 
     async def list_numbers(self, caller: Caller, page: Page, seconds: float) -> Response:
         rows = await self._rows(caller, queries.list_numbers(caller, page), seconds)
