@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import text
 
 from server.config import Settings
 from server.rules.values import Choose, Criteria, EndHold, Hold, Release, Route, Routing
@@ -107,6 +108,19 @@ def test_a_statement_uses_its_indexes_and_reads_few_pages(large, name):
     plan = plan_of(large.database, STATEMENTS[bound.name], bound, run=True)
     assert (indexes(plan), tables_read_whole(plan)) == (expected, set())
     assert pages_read(plan) <= pages_max
+
+
+def test_a_list_reads_only_its_page_while_the_database_knows_nothing_about_its_table(large):
+    """So it is after an import or an upgrade, until the first ANALYZE."""
+    with large.database.engine.begin() as connection:
+        connection.execute(text("DELETE FROM pg_statistic WHERE starelid = 'assignment'::regclass"))
+        connection.execute(text("UPDATE pg_class SET reltuples = -1 WHERE oid = 'assignment'::regclass"))
+    try:
+        plan = plan_of(large.database, queries.LIST_NUMBERS, listing()(large), run=True)
+    finally:
+        with large.database.engine.begin() as connection:
+            connection.execute(text("ANALYZE assignment"))
+    assert pages_read(plan) <= 200
 
 
 def test_writes_find_their_rows_by_primary_keys(large):
