@@ -1,23 +1,28 @@
 """Everything that changes numbers, at the same time, on few numbers and few organizations: no deadlock, no 5xx."""
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from server.errors import OperatorError
 from server.store import operator_numbers
 from server.store.check import violations
 from server.store.inventory import import_csv
 from tests.support.crowd import gather
-from tests.support.inventory import new_area_code, stock, values_of
+from tests.support.inventory import PASS, new_area_code, stock, values_of
 from tests.support.stack import wait_until
 
 CLIENTS = 24
 CODES = {"OK", "INSUFFICIENT_INVENTORY", "NOT_FOUND", "VALIDATION_FAILED", "UNAUTHORIZED", "FORBIDDEN"}
+LOCK_NUMBERS = text("SELECT FROM phone_number WHERE number = ANY(:numbers) ORDER BY number FOR UPDATE")
+LOCK_ORGANIZATIONS = text("SELECT FROM organization WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -152,6 +157,7 @@ class Storm:
             await asyncio.to_thread(self.change_keys, self.a_customer())
             await asyncio.to_thread(owner.set_campaign, campaign, status)
             await asyncio.to_thread(self.import_prices, step)
+            await asyncio.to_thread(self.end_rests)
             await asyncio.to_thread(self.take_back)
 
     def change_keys(self, customer):
@@ -166,10 +172,19 @@ class Storm:
         import_csv(self.customers[0].engine, [header, *random.sample(rows, len(rows))])
 
     def take_back(self):
-        """As `ordernumbers number release` does. The rest is short, so that others can have the number next."""
+        """As `ordernumbers number release` does."""
         with suppress(OperatorError), self.customers[0].engine.begin() as connection:
-            operator_numbers.release(connection, random.choice(self.numbers), rest_ms=1)
+            operator_numbers.release(connection, random.choice(self.numbers), rest_ms=1000)
             self.codes["operator", "OK"] += 1
+
+    def end_rests(self):
+        """Let the time of a rest pass. Otherwise each number would soon rest for its last owner."""
+        ids = [customer.id for customer in self.customers]
+        with self.customers[0].engine.begin() as connection:
+            connection.execute(LOCK_NUMBERS, {"numbers": self.numbers})
+            connection.execute(LOCK_ORGANIZATIONS, {"ids": ids})
+            for id_, statement in itertools.product(ids, PASS):
+                connection.execute(text(statement), {"by": timedelta(days=31), "id": id_})
 
 
 @pytest.mark.parametrize("organizations", [1, 3])

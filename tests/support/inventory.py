@@ -115,14 +115,14 @@ PASS = (
       )
     WHERE organization_id = :id
     """,
-    # A rest that is over may be of a number that another organization holds now, or none.
+    # A rest that is over may be of a number that another organization holds now, or none. It moves with its release.
     """
     UPDATE phone_number SET rest_until = last.available_at
     FROM (
       SELECT DISTINCT ON (number) number, (after ->> 'available_at')::timestamptz AS available_at
       FROM number_event
       WHERE kind = 'released'
-        AND number IN (SELECT number FROM number_event WHERE organization_id = :id AND kind = 'released')
+        AND number IN (SELECT number FROM number_event WHERE organization_id = :id)
       ORDER BY number, created_at DESC
     ) last
     WHERE phone_number.number = last.number AND phone_number.rest_until IS NOT NULL
