@@ -9,7 +9,7 @@ REPLAYS, BULK_ORDERS = "tests/contract/test_replays.py", "tests/contract/test_bu
 HOLD_SQL, ASSIGNMENT_SQL = "server/store/sql/hold.sql", "server/store/sql/assignment.sql"
 QUERY_SQL, SEARCH_SQL = "server/store/sql/query.sql", "server/store/sql/search.sql"
 LIST_ORDER = "    AND assignment.id < :'before'::uuid\n"
-CALLER_OF_LIST = """repeats and skips none.
+CALLER_OF_LIST = """of the organization for a page.
 WITH caller AS (
   SELECT scopes
   FROM api_key

@@ -99,8 +99,8 @@ MUTANTS = (
     Mutant(
         "all workers show the same numbers",
         "server/reading.py",
-        "return crc32(found.number.encode()) % self._workers != self._worker",
-        "return False",
+        "return crc32(number.encode()) % workers",
+        "return 0",
         READS,
     ),
     Mutant(
