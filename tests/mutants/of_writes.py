@@ -92,8 +92,8 @@ MUTANTS = (
     Mutant(
         "a search does not go round",
         "server/store/sql/search.sql",
-        "          < (start.number_type, start.sms_enabled, start.mms_enabled, start.number)\n",
-        "          < (start.number_type, start.sms_enabled, start.mms_enabled, '')\n",
+        "(:'prefix', start.number)",
+        "(:'prefix', '')",
         PLANS,
     ),
     Mutant(

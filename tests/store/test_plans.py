@@ -67,7 +67,7 @@ def of_order(large, *, has_key=False):
 
 KEY, NUMBER, ASSIGNMENT, HOLD = "api_key_pkey", "phone_number_pkey", "assignment_pkey", "hold_pkey"
 ORDER = {KEY, ASSIGNMENT, NUMBER, "orders_pkey", "idempotency_key_pkey", "number_event_pkey"}
-BY_CLASS, BY_DIGITS = {KEY, "phone_number_search"}, {KEY, "phone_number_digits"}
+BY_CLASS, BY_DIGITS = {KEY, "phone_number_search", NUMBER}, {KEY, "phone_number_digits"}
 READS = {
     "a search": (searching(), BY_CLASS, 800),
     "a search in an area": (searching(area_code="305"), BY_CLASS, 800),
