@@ -11,6 +11,12 @@ from server.pending import PendingWrite
 from server.rules.values import Id, Order, Write
 from server.write_connection import UnsettledCommits
 
+Put = Callable[[PendingWrite], None]
+Respond = Callable[[Any], None]
+
+LOOK_SECONDS = 0.02
+"""How late a write may learn that its deadline has passed. A call's own time has room for it (rpc/calls.py)."""
+
 
 class Response(NamedTuple):
     """The response to a call, and where it comes from."""
@@ -37,37 +43,69 @@ class Admission:
         self._count = 0
         self._count_max = count_max
         self._shared = shared
+        self._deadlines = _Deadlines()
+        self._locks: dict[PendingWrite, asyncio.Lock] = {}
 
     @property
     def is_full(self) -> bool:
         """Whether one more write would be refused at once."""
         return self._count >= self._count_max or self._shared.unsettled.is_full
 
-    async def decision(self, write: Order | Write, timeout_seconds: float, put: Callable[[PendingWrite], None]) -> Any:
+    async def decision(self, write: Order | Write, timeout_seconds: float, put: Put) -> Any:
         """Pass a write to `put`, and return what became of it. Raises the Refusal that was decided.
 
         Raises UNAVAILABLE if the write was certainly not carried out, or TIMEOUT if it may have been. When the caller
         leaves, a write that was not sent is dropped. One that was is finished.
         """
-        if self.is_full:
-            raise Refusal(Code.UNAVAILABLE)
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        self._count += 1
-        lock = None
+        caller: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def respond(decision: Any) -> None:
+            if isinstance(decision, Refusal):
+                caller.set_exception(decision)
+            else:
+                caller.set_result(decision)
+
+        self._begin()
         try:
             lock = await self._idempotency_lock(write, deadline)
-            pending = self._pending(write, deadline, lock)
+        except BaseException:
+            self._count -= 1
+            raise
+        self._put(PendingWrite(write, deadline, caller, respond, self._on_end), put, lock)
+        return await caller
+
+    def admit(
+        self, write: Order | Write, deadline: float, caller: "asyncio.Future[Any]", respond: Respond, put: Put
+    ) -> None:
+        """As `decision`, for a write without an idempotency key. What became of it is passed to `respond`."""
+        self._begin()
+        self._put(PendingWrite(write, deadline, caller, respond, self._on_end), put)
+
+    def _begin(self) -> None:
+        if self.is_full:
+            raise Refusal(Code.UNAVAILABLE)
+        self._count += 1
+
+    def _put(self, pending: PendingWrite, put: Put, lock: asyncio.Lock | None = None) -> None:
+        if lock:
+            self._locks[pending] = lock
+        try:
             put(pending)
         except BaseException:
             self._count -= 1
-            if lock:
-                lock.release()
+            self._release(pending)
             raise
-        expiry = asyncio.get_running_loop().call_at(deadline, pending.expire)
-        try:
-            return await pending.decision
-        finally:
-            expiry.cancel()
+        self._deadlines.add(pending)
+
+    def _on_end(self, pending: PendingWrite) -> None:
+        self._count -= 1
+        self._deadlines.discard(pending)
+        self._release(pending)
+
+    def _release(self, pending: PendingWrite) -> None:
+        if lock := self._locks.pop(pending, None):
+            lock.release()
 
     async def _idempotency_lock(self, write: Order | Write, deadline: float) -> asyncio.Lock | None:
         """Wait until no other write of this worker has the same idempotency key. It then finds that one's response."""
@@ -82,10 +120,25 @@ class Admission:
             raise Refusal(Code.IDEMPOTENCY_IN_PROGRESS) from None
         return lock
 
-    def _pending(self, write: Order | Write, deadline: float, lock: asyncio.Lock | None) -> PendingWrite:
-        def on_end() -> None:
-            self._count -= 1
-            if lock:
-                lock.release()
 
-        return PendingWrite(write, deadline, asyncio.get_running_loop().create_future(), on_end)
+class _Deadlines:
+    """Writes that wait, each until its deadline. One look at all of them is cheaper than a timer for each."""
+
+    def __init__(self) -> None:
+        self._waiting: set[PendingWrite] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, pending: PendingWrite) -> None:
+        self._waiting.add(pending)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def discard(self, pending: PendingWrite) -> None:
+        self._waiting.discard(pending)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        for pending in [pending for pending in self._waiting if pending.deadline <= loop.time()]:
+            self._waiting.discard(pending)
+            pending.expire()
+        self._timer = loop.call_later(LOOK_SECONDS, self._look) if self._waiting else None

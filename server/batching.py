@@ -18,16 +18,17 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from psycopg import errors
 
-from server.admission import Admission, Response, Shared
+from server.admission import Admission, Respond, Response, Shared
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.messages import order_response
 from server.one_by_one import OneByOne
 from server.pending import PendingWrite, Queue
-from server.rules.values import Decision, Order, Replayed, Retry
+from server.rules.values import Decision, Order, Placed, Replayed, Retry
 from server.store.connection import DatabaseAway
 from server.store.orders import STATEMENTS, place, place_alone
 from server.store.transaction import OutcomeUnknown
@@ -86,6 +87,21 @@ class Batcher:
         if isinstance(decision, Replayed):
             return Response(decision.response, is_replayed=True, key_is_valid=True)
         return Response(order_response(decision), key_is_valid=True)
+
+    def begin(self, order: Order, deadline: float, caller: "asyncio.Future[Any]", respond: Respond) -> None:
+        """Place an order without an idempotency key. What `place` returns or raises is passed to `respond`.
+
+        Raises UNAVAILABLE if there are too many.
+        """
+
+        def respond_to(decision: Decision) -> None:
+            if isinstance(decision, Refusal):
+                respond(decision)
+            else:
+                assert isinstance(decision, Placed)  # noqa: S101  without a key there is no earlier response
+                respond(Response(order_response(decision), key_is_valid=True))
+
+        self._admission.admit(order, deadline, caller, respond_to, self._put)
 
     def _put(self, pending: PendingWrite) -> None:
         self._queues[hash(pending.write.organization_id) % len(self._queues)].put(pending)

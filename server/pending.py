@@ -5,6 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 from server.errors import Code, Refusal
 from server.rules.values import Decision, Done, Id, Order, Outcome, Placed, Write
@@ -39,13 +40,15 @@ CODE_AT_DEADLINE = {
 
 @dataclass(slots=True, eq=False)
 class PendingWrite:
-    """A waiting write. Its caller gets one response, through `decision`. `on_end` is called when all is done."""
+    """A waiting write. Its caller gets one response, through `respond`. `on_end` is called when all is done."""
 
     write: Order | Write
     deadline: float
     """In the event loop's time."""
-    decision: "asyncio.Future[Decision | Outcome]"
-    on_end: Callable[[], None]
+    caller: "asyncio.Future[Any]"
+    """What the caller waits for. It is done when the caller has left."""
+    respond: Callable[[Decision | Outcome], None]
+    on_end: Callable[["PendingWrite"], None]
     stage: Stage = Stage.QUEUED
     sent: Placed | Done | None = None
     """What was sent to be written, while the write is UNCONFIRMED."""
@@ -58,7 +61,7 @@ class PendingWrite:
     def is_wanted(self) -> bool:
         """Whether it should still be sent."""
         left = self.deadline - asyncio.get_running_loop().time()
-        return self.stage is not Stage.RESPONDED and not self.decision.done() and left > SEND_SECONDS_MIN
+        return self.stage is not Stage.RESPONDED and not self.caller.done() and left > SEND_SECONDS_MIN
 
     def begin(self) -> bool:
         """Note that a transaction sends it now. False if it must not. There must be no `await` before the sending."""
@@ -90,18 +93,18 @@ class PendingWrite:
             self.expire()
         else:
             self._respond(decision)
-        self.on_end()
+        self.on_end(self)
 
     def _respond(self, decision: Decision | Outcome) -> None:
         if self.stage is Stage.RESPONDED:
             return
         self.stage = Stage.RESPONDED
-        if self.decision.done():  # the caller has left
+        if self.caller.done():
             return
-        if isinstance(decision, Refusal):
-            self.decision.set_exception(decision)
-        else:
-            self.decision.set_result(decision)
+        try:
+            self.respond(decision)
+        except Exception as error:  # it must not stop the writes of others
+            self.caller.set_exception(error)
 
 
 @dataclass(slots=True)

@@ -1,5 +1,8 @@
 """Orders: from protobuf to the domain. rpc/calls.py has already done what every call needs."""
 
+import asyncio
+from typing import Any
+
 from ordernumbers.v1.orders_pb2 import (
     BulkOrderNumbersRequest,
     FindOrderRequest,
@@ -7,7 +10,7 @@ from ordernumbers.v1.orders_pb2 import (
     GetOrderRequest,
     OrderNumbersRequest,
 )
-from server.admission import Response
+from server.admission import Respond, Response
 from server.api.call import Call
 from server.api.requests import criteria, new_id, routing, write
 from server.batching import Batcher
@@ -30,6 +33,19 @@ class Orders:
         if request.validate_only:
             return await self._reads.preview(order._replace(idempotency=None), call.timeout_seconds)
         return await self._batcher.place(order, call.timeout_seconds)
+
+    def begin_order(
+        self, request: OrderNumbersRequest, call: Call, caller: "asyncio.Future[Any]", respond: Respond
+    ) -> bool:
+        """Begin an order of the common kind. False: OrderNumbers must be called. Raises Refusal.
+
+        What OrderNumbers would return or raise is passed to `respond`, together with all other orders of its batch.
+        """
+        if call.idempotency_key is not None or request.validate_only:
+            return False
+        deadline = asyncio.get_running_loop().time() + call.timeout_seconds
+        self._batcher.begin(_order(request, call), deadline, caller, respond)
+        return True
 
     async def BulkOrderNumbers(self, request: BulkOrderNumbersRequest, call: Call) -> Response:  # noqa: N802
         """Choose numbers and assign them, all or none. Raises Refusal."""

@@ -23,6 +23,8 @@ class PhoneNumberService:
             Inventory(writer, reads, settings.held_numbers_max),
             Numbers(writer, reads, settings.rest_ms),
         )
+        self.begin = {"OrderNumbers": resources[0].begin_order}
+        """RPCs that can begin without a task of their own."""
         for resource in resources:
             for name in vars(type(resource)):
                 if not name.startswith("_"):

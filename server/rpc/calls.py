@@ -1,6 +1,6 @@
 """What every call goes through: request id, key, scope, parsing, rules, the method, one line in the log.
 
-This is one function around the method, and no chain of grpc.aio interceptors. Each interceptor would cost a task and a
+These are stages around the method, and no chain of grpc.aio interceptors. Each interceptor would cost a task and a
 context per call.
 """
 
@@ -8,8 +8,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grpc
 from google.api import annotations_pb2
@@ -35,85 +35,199 @@ log = logging.getLogger(__name__)
 ULID_FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 RESPONSE_SECONDS = 0.1
 """Subtracted from a call's time, so that our TIMEOUT reaches its caller before the deadline."""
+REPLAYED = "REPLAYED"
 FRAME_BYTES = 5
 """gRPC's frame around a message. It counts towards the longest request, as it does at the edge."""
 
-Method = Callable[[Any, Call], Awaitable[Response]]
 Values = Mapping[str, Sequence[str | bytes]]
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
+class Method(NamedTuple):
+    """What is known about an RPC."""
+
+    name: str
+    full_name: str
+    scope: str | None
+    in_path: Collection[str]
+    """The fields of the request that REST has in the path."""
+    request_class: type[Message]
+    run: Callable[[Any, Call], Awaitable[Response]]
+    begin: Callable[..., bool] | None
+    """Begins a call without a task of its own, if it can."""
+
+
+class ArrivedCall:
+    """A call with its message, on its way to its method."""
+
+    __slots__ = ("context", "ends", "key", "message", "metadata", "method", "record", "request", "response", "values")
+
+    def __init__(self, method: Method, context: Context, seconds_max: float) -> None:
+        self.method = method
+        self.context = context
+        self.metadata = context.invocation_metadata() or ()
+        self.values = _by_name(self.metadata)
+        self.record = CallRecord(method.full_name, _request_id(self.values.get("x-request-id", ())))
+        remaining = context.time_remaining()
+        seconds = seconds_max if remaining is None else min(seconds_max, remaining)
+        self.ends = self.record.started + max(0.0, seconds - RESPONSE_SECONDS)
+        self.message = b""
+        self.request: Any = None
+        self.key: str | None = None
+        self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+
 class Calls:
-    """Makes gRPC handlers out of the methods of our services."""
+    """Makes gRPC handlers out of the methods of our services.
+
+    The calls whose messages arrive in one turn of the event loop go through the stages together. Each stage runs over
+    all of them before the next one begins. A function that runs many times in a row costs a fraction of what it costs
+    alone: gRPC's own code drives ours out of the processor's caches.
+    """
 
     def __init__(self, settings: Settings, authenticator: Authenticator, is_full: Callable[[str], bool]) -> None:
         self._seconds_max = settings.deadline_max_ms / 1000
         self._is_full = is_full
         self._authenticator = authenticator
         self._log = CallLog()
+        self._inbox: list[ArrivedCall] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Handlers for every method of a service. Raises AttributeError that names a method the servicer lacks."""
+        begin = getattr(servicer, "begin", {})
         handlers: dict[str, Any] = {
             # Not unary_unary: gRPC would wait for ever for a message that never arrives, before it calls us.
-            method.name: grpc.stream_unary_rpc_method_handler(self._handler(method, getattr(servicer, method.name)))
+            method.name: grpc.stream_unary_rpc_method_handler(
+                self._handler(_method(method, getattr(servicer, method.name), begin.get(method.name)))
+            )
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
-    def _handler(self, descriptor: MethodDescriptor, method: Method) -> Any:
-        respond = self._responder(descriptor, method)
-
+    def _handler(self, method: Method) -> Any:
         async def handle(_: object, context: Context) -> bytes:
-            metadata = context.invocation_metadata() or ()
-            by_name = _by_name(metadata)
-            record = CallRecord(descriptor.full_name, _request_id(by_name.get("x-request-id", ())))
-            context.set_trailing_metadata((("x-request-id", record.request_id),))
+            call = ArrivedCall(method, context, self._seconds_max)
+            context.set_trailing_metadata((("x-request-id", call.record.request_id),))
             try:
-                return await respond(context, metadata, by_name, record)
+                if self._is_full(method.name):
+                    raise Refusal(Code.UNAVAILABLE)  # before the call has cost anything
+                call.message = await _read_message(context, call.ends)
+                self._put(call)
+                message = await call.response
+                if call.record.code == REPLAYED:
+                    await context.send_initial_metadata((("idempotency-replayed", "true"),))
+                return message
             except asyncio.CancelledError:
-                record.code = "CANCELLED"
+                call.record.code = "CANCELLED"
                 raise
             except Exception as error:
-                refusal = _refusal(error, record.request_id)
-                record.code = refusal.code
-                await abort(context, refusal, record.request_id)
+                refusal = _refusal(error, call.record.request_id)
+                call.record.code = refusal.code
+                await abort(context, refusal, call.record.request_id)
             finally:
-                self._log.write(record)
+                self._log.write(call.record)
 
         return handle
 
-    def _responder(self, descriptor: MethodDescriptor, method: Method) -> Callable[..., Awaitable[bytes]]:
-        name, scope, in_path = descriptor.full_name, required_scope(descriptor), path_fields(descriptor)
-        request_class = GetMessageClass(descriptor.input_type)
-        violations(request_class())  # raises now if it has a field that cannot be checked
+    # ---------------------------------------------------------------- the stages
 
-        async def respond(context: Context, metadata: Metadata, by_name: Values, record: CallRecord) -> bytes:
-            ends = record.started + self._timeout_seconds(context)
-            if self._is_full(descriptor.name):
-                raise Refusal(Code.UNAVAILABLE)  # before the call has cost anything
-            _check_metadata(metadata)
-            record.principal = await self._authenticator.authenticate(by_name.get("authorization", ()))
-            if scope is None or scope not in record.principal.scopes:
-                raise Refusal(Code.FORBIDDEN)
-            request = _parse(request_class, await _read_message(context, ends))
-            key = _validate(request, by_name.get(idempotency_key.HEADER, ()), in_path)
-            timeout_seconds = max(0.0, ends - time.monotonic())
-            call = Call(record.request_id, record.principal, name, scope, key, timeout_seconds)
-            response = await method(request, call)
-            if response.key_is_valid:
-                self._authenticator.renew(record.principal, record.started)
-            if response.is_replayed:
-                record.code = "REPLAYED"
-                await context.send_initial_metadata((("idempotency-replayed", "true"),))
-            return response.message
+    def _put(self, call: ArrivedCall) -> None:
+        if not self._inbox:
+            asyncio.get_running_loop().call_soon(self._take_all)
+        self._inbox.append(call)
 
-        return respond
+    def _take_all(self) -> None:
+        calls, self._inbox = self._inbox, []
+        calls = _each(calls, _check_metadata)
+        calls = _each(calls, self._find_key)
+        self._go_on(calls)
 
-    def _timeout_seconds(self, context: Context) -> float:
-        remaining = context.time_remaining()
-        seconds = self._seconds_max if remaining is None else min(self._seconds_max, remaining)
-        return max(0.0, seconds - RESPONSE_SECONDS)
+    def _find_key(self, call: ArrivedCall) -> bool:
+        """Whether the key is cached. Otherwise the call goes on when it has been looked up."""
+        call.record.principal = self._authenticator.find_cached(call.values.get("authorization", ()))
+        if call.record.principal is None:
+            self._start(self._look_up(call))
+        return call.record.principal is not None
+
+    def _go_on(self, calls: list[ArrivedCall]) -> None:
+        for stage in (_check_scope, _parse, _check_rules, self._begin):
+            calls = _each(calls, stage)
+
+    def _begin(self, call: ArrivedCall) -> None:
+        method, principal = call.method, call.record.principal
+        assert principal  # noqa: S101
+        timeout_seconds = max(0.0, call.ends - time.monotonic())
+        about = Call(call.record.request_id, principal, method.full_name, method.scope or "", call.key, timeout_seconds)
+
+        def respond(response: Response | Refusal) -> None:
+            self._respond(call, response)
+
+        if not (method.begin and method.begin(call.request, about, call.response, respond)):
+            self._start(self._run(call, about))
+
+    def _respond(self, call: ArrivedCall, response: Response | Refusal) -> None:
+        """End a call whose caller still waits."""
+        if isinstance(response, Refusal):
+            call.response.set_exception(response)
+            return
+        if response.key_is_valid and call.record.principal:
+            self._authenticator.renew(call.record.principal, call.record.started)
+        if response.is_replayed:
+            call.record.code = REPLAYED
+        call.response.set_result(response.message)
+
+    # ---------------------------------------------------------------- what needs a task
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself keeps no reference
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_up(self, call: ArrivedCall) -> None:
+        try:
+            call.record.principal = await self._authenticator.authenticate(call.values.get("authorization", ()))
+        except Exception as error:
+            _fail(call, error)
+        else:
+            self._go_on([call])
+
+    async def _run(self, call: ArrivedCall, about: Call) -> None:
+        """Run a method. When its caller leaves, it is cancelled."""
+        running = asyncio.current_task()
+        assert running  # noqa: S101
+        call.response.add_done_callback(lambda response: running.cancel() if response.cancelled() else None)
+        try:
+            response = await call.method.run(call.request, about)
+        except Exception as error:
+            _fail(call, error)
+        else:
+            if not call.response.done():
+                self._respond(call, response)
+
+
+def _each(calls: list[ArrivedCall], stage: Callable[[ArrivedCall], object]) -> list[ArrivedCall]:
+    """Run a stage over calls. Return those that go on: a call that it refuses, or returns False for, does not."""
+    going_on = []
+    for call in calls:
+        try:
+            if not call.response.done() and stage(call) is not False:
+                going_on.append(call)
+        except Exception as error:
+            _fail(call, error)
+    return going_on
+
+
+def _fail(call: ArrivedCall, error: Exception) -> None:
+    if not call.response.done():
+        call.response.set_exception(error)
+
+
+def _method(descriptor: MethodDescriptor, run: Callable[..., Any], begin: Callable[..., bool] | None) -> Method:
+    request_class = GetMessageClass(descriptor.input_type)
+    violations(request_class())  # raises now if it has a field that cannot be checked
+    scope, in_path = required_scope(descriptor), path_fields(descriptor)
+    return Method(descriptor.name, descriptor.full_name, scope, in_path, request_class, run, begin)
 
 
 def path_fields(method: MethodDescriptor) -> Collection[str]:
@@ -139,15 +253,21 @@ def _by_name(metadata: Metadata) -> dict[str, list[str | bytes]]:
     return values
 
 
-def _check_metadata(metadata: Metadata) -> None:
+def _check_metadata(call: ArrivedCall) -> None:
     """Raises HEADERS_TOO_LARGE, or INVALID_INPUT for a value that is not printable ASCII, as gRPC requires."""
     count = size = 0
-    for name, value in metadata:
+    for name, value in call.metadata:
         count, size = count + 1, size + len(name) + len(value)
         if isinstance(value, str) and not (value.isascii() and value.isprintable()):
             raise Refusal(Code.INVALID_INPUT)
     if size > HEADERS_BYTES_MAX or count > HEADERS_MAX:
         raise Refusal(Code.HEADERS_TOO_LARGE)
+
+
+def _check_scope(call: ArrivedCall) -> None:
+    principal = call.record.principal
+    if principal is None or call.method.scope is None or call.method.scope not in principal.scopes:
+        raise Refusal(Code.FORBIDDEN)
 
 
 async def _read_message(context: Context, ends: float) -> bytes:
@@ -172,19 +292,18 @@ def _request_id(values: Sequence[str | bytes]) -> str:
     return str(ULID(uuid7().bytes))
 
 
-def _parse(request_class: type[Message], message: bytes) -> Message:
+def _parse(call: ArrivedCall) -> None:
     # Not by grpc: it would send its caller UNKNOWN with the text of the exception.
     try:
-        return request_class.FromString(message)
+        call.request = call.method.request_class.FromString(call.message)
     except DecodeError:
         raise Refusal(Code.INVALID_INPUT) from None
 
 
-def _validate(request: Message, idempotency_keys: Sequence[str | bytes], in_path: Collection[str]) -> str | None:
-    """The idempotency key, if there is one. Raises VALIDATION_FAILED with all violations at once."""
-    key, key_violations = idempotency_key.read(idempotency_keys)
-    if details := violations(request) | key_violations:
+def _check_rules(call: ArrivedCall) -> None:
+    """Read the idempotency key. Raises VALIDATION_FAILED with all violations at once."""
+    call.key, key_violations = idempotency_key.read(call.values.get(idempotency_key.HEADER, ()))
+    if details := violations(call.request) | key_violations:
         # A malformed path is a malformed request, whatever the rest of it is.
-        http_status = 400 if any(name in in_path for name in details) else None
+        http_status = 400 if any(name in call.method.in_path for name in details) else None
         raise Refusal(Code.VALIDATION_FAILED, details=details, http_status=http_status)
-    return key

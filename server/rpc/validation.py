@@ -1,9 +1,10 @@
-"""Checks a request against the contract's rules. All of them are written in the protos, none in this file.
+"""Checks a request against the contract's rules. All of them are written in the protos.
 
 protovalidate checks the `buf.validate` rules. They cannot express that the host of a URL is public. So this module
 checks the fields that have our own option `public_url`.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 
@@ -13,11 +14,18 @@ from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
 from ordernumbers.v1 import options_pb2
+from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
+from server.config import NUMBERS_PER_ORDER_MAX
 from server.rpc.public_url import is_public
 
 NOT_PUBLIC = "must be a public https:// URL"
 
 _validator = protovalidate.Validator()
+
+# The plain check. Each is narrower than the rule in the proto, never wider.
+_E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
+_PLAIN_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,254}", re.ASCII)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
 def violations(request: Message) -> dict[str, str]:
@@ -25,6 +33,13 @@ def violations(request: Message) -> dict[str, str]:
 
     Raises UnsupportedField if the request's class has `public_url` on a field that this module cannot check.
     """
+    if isinstance(request, OrderNumbersRequest) and is_plainly_valid(request):
+        return {}
+    return violations_by_protovalidate(request)
+
+
+def violations_by_protovalidate(request: Message) -> dict[str, str]:
+    """As `violations`, with every rule checked."""
     too_long = _too_long_lists(request)
     if too_long:  # a request has room for 30 000 items, which take a second to check
         request = _shortened(request, too_long)
@@ -34,6 +49,22 @@ def violations(request: Message) -> dict[str, str]:
         if url and path not in found and not is_public(url):
             found[path] = NOT_PUBLIC
     return {path: rule for path, rule in found.items() if not _is_item(path, too_long)}
+
+
+def is_plainly_valid(order: OrderNumbersRequest) -> bool:
+    """Whether an order is of the common kind that certainly breaks no rule. If not, protovalidate decides.
+
+    protovalidate costs 60 µs of an order's CPU, and this 2. A test compares them: what this accepts, it accepts too.
+    """
+    numbers = order.numbers
+    return (
+        1 <= len(numbers) <= NUMBERS_PER_ORDER_MAX
+        and (len(numbers) == 1 or len(set(numbers)) == len(numbers))
+        and all(map(_E164.fullmatch, numbers))
+        and not (order.HasField("inbound_url") or order.HasField("status_url"))
+        and (not order.HasField("label") or _PLAIN_LABEL.fullmatch(order.label) is not None)
+        and (not order.HasField("campaign_id") or _UUID.fullmatch(order.campaign_id) is not None)
+    )
 
 
 class UnsupportedField(TypeError):

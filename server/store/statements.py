@@ -4,13 +4,14 @@ A file has sections, each with one statement under a line `-- name: …`. Parame
 `:'numbers'`, so that a statement can be pasted into psql after `\\set numbers '{+14155550100}'`.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from operator import attrgetter
 from typing import Any, NamedTuple
+
+import orjson
 
 _SECTION = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
@@ -67,9 +68,6 @@ def load(file: str, name: str) -> Statement:
     return Statement(name, _sections(file)[name])
 
 
-_to_json = json.JSONEncoder(check_circular=False).encode
-
-
 class JsonRows:
     """Many rows as one JSON parameter, which costs half of what an array per column costs.
 
@@ -85,7 +83,9 @@ class JsonRows:
 
     def json(self, rows: Iterable[Any]) -> str:
         """The rows as the parameter's text."""
-        return _to_json([dict(zip(self.columns, values, strict=True)) for values in map(self._values, rows)])
+        return orjson.dumps(
+            [dict(zip(self.columns, values, strict=True)) for values in map(self._values, rows)]
+        ).decode()
 
 
 def milliseconds(ms: float) -> str:

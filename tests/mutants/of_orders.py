@@ -143,7 +143,7 @@ MUTANTS = (
     Mutant(
         "every call renews its cached key",
         "server/rpc/calls.py",
-        "if response.key_is_valid:",
+        "if response.key_is_valid and call.record.principal:",
         "if True:",
         "tests/unit/test_calls.py",
     ),

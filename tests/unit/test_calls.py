@@ -26,7 +26,7 @@ class Authenticator:
     def __init__(self):
         self.renewed = 0
 
-    async def authenticate(self, authorization):
+    def find_cached(self, authorization):
         return Principal(b"", str(UUID(int=1)), str(UUID(int=2)), frozenset(SCOPES))
 
     def renew(self, principal, seen):

@@ -1,13 +1,17 @@
 """The queue of pending orders, while time passes during its methods."""
 
+import asyncio
 from uuid import UUID
 
+import pytest
+
+from server.errors import Code, Refusal
 from server.pending import PendingWrite, Queue
 from tests.support.orders import make_order
 
 
 def pending(organization_id):
-    return PendingWrite(make_order(organization_id, "+12"), 0.0, None, None)
+    return PendingWrite(make_order(organization_id, "+12"), 0.0, None, None, None)
 
 
 def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
@@ -27,7 +31,7 @@ def queue(*organizations, numbers=1):
     waiting = Queue()
     for i, organization in enumerate(organizations):
         numbers_of_it = [f"+{i}{j}" for j in range(numbers)]
-        waiting.put(PendingWrite(make_order(UUID(int=organization), *numbers_of_it), 0.0, None, None))
+        waiting.put(PendingWrite(make_order(UUID(int=organization), *numbers_of_it), 0.0, None, None, None))
     return waiting
 
 
@@ -61,3 +65,19 @@ def test_organizations_take_turns_on_the_retry_connections():
     assert [pending.write.numbers for pending in taken] == [("+00",), ("+30",), ("+40",), ("+20",)]
     assert waiting.take_without({"+10"}) is None
     assert waiting.length == 1
+
+
+def test_a_response_that_cannot_be_made_fails_its_own_call_only():
+    async def main():
+        ended = []
+        caller = asyncio.get_running_loop().create_future()
+
+        def fail(decision):
+            raise ValueError("no response")
+
+        PendingWrite(make_order("a", "+12"), 0.0, caller, fail, ended.append).end(Refusal(Code.UNAVAILABLE))
+        assert len(ended) == 1
+        with pytest.raises(ValueError, match="no response"):
+            await caller
+
+    asyncio.run(main())

@@ -6,6 +6,8 @@ import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message_factory import GetMessageClass
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buf.validate import validate_pb2
 from ordernumbers.v1 import options_pb2
@@ -300,3 +302,40 @@ def test_a_url_in_the_values_of_a_map_is_an_error_that_names_the_map():
     add_map(file.message_type.add(name="Request"), "hooks", "hooks", MESSAGE, ".hooks.Hook")
     with pytest.raises(validation.UnsupportedField, match=r"hooks\.Request\.hooks"):
         validation.violations(class_of(file, "Request")())
+
+
+# ---------------------------------------------------------------- the plain check
+
+DIGITS = st.text("0123456789", min_size=1, max_size=17)
+NUMBERS = st.one_of(
+    DIGITS.map("+{}".format),
+    st.from_regex(r"\A\+[1-9][0-9]{1,14}\Z"),
+    st.sampled_from([GOOD, GOOD + "\n", "+1٤155550100", ""]),
+)
+LABELS = st.one_of(st.text(), st.text("abc XYZ09._-\t\n\u200b\u3164", max_size=5), DIGITS.map(lambda some: some * 16))
+UUIDS = st.uuids().map(str)
+CAMPAIGNS = st.one_of(UUIDS, UUIDS.map(str.upper), UUIDS.map(lambda some: some.replace("-", "")), DIGITS)
+URLS = st.sampled_from(["", "https://example.com/x", "http://localhost"])
+ORDERS = st.builds(
+    OrderNumbersRequest,
+    numbers=st.lists(NUMBERS, max_size=4) | st.integers(98, 103).map(lambda n: [f"+1415555{i:04}" for i in range(n)]),
+    inbound_url=st.none() | URLS,
+    status_url=st.none() | URLS,
+    label=st.none() | LABELS,
+    campaign_id=st.none() | CAMPAIGNS,
+    validate_only=st.booleans(),
+)
+
+
+@given(ORDERS)
+def test_what_the_plain_check_accepts_breaks_no_rule(order):
+    if validation.is_plainly_valid(order):
+        assert validation.violations_by_protovalidate(order) == {}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"label": "Support 1"}, {"campaign_id": "018f5a5e-7d5c-7b3e-9d5a-0123456789AB"}]
+)
+def test_the_plain_check_accepts_common_orders(fields):
+    assert validation.is_plainly_valid(OrderNumbersRequest(numbers=[GOOD, GOOD + "1"], **fields))
+    assert violations(**fields) == {}
