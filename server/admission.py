@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from server.config import Settings
+from server.deadlines import Deadlines
 from server.errors import Code, Refusal
 from server.pending import PendingWrite
 from server.rules.values import Id, Order, Write
@@ -13,9 +14,6 @@ from server.write_connection import UnsettledCommits
 
 Put = Callable[[PendingWrite], None]
 Respond = Callable[[Any], None]
-
-LOOK_SECONDS = 0.02
-"""How late a write may learn that its deadline has passed. A call's own time has room for it (rpc/calls.py)."""
 
 
 class Response(NamedTuple):
@@ -43,7 +41,7 @@ class Admission:
         self._count = 0
         self._count_max = count_max
         self._shared = shared
-        self._deadlines = _Deadlines()
+        self._deadlines = Deadlines()
         self._locks: dict[PendingWrite, asyncio.Lock] = {}
 
     @property
@@ -119,26 +117,3 @@ class Admission:
         except TimeoutError:
             raise Refusal(Code.IDEMPOTENCY_IN_PROGRESS) from None
         return lock
-
-
-class _Deadlines:
-    """Writes that wait, each until its deadline. One look at all of them is cheaper than a timer for each."""
-
-    def __init__(self) -> None:
-        self._waiting: set[PendingWrite] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, pending: PendingWrite) -> None:
-        self._waiting.add(pending)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
-
-    def discard(self, pending: PendingWrite) -> None:
-        self._waiting.discard(pending)
-
-    def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        for pending in [pending for pending in self._waiting if pending.deadline <= loop.time()]:
-            self._waiting.discard(pending)
-            pending.expire()
-        self._timer = loop.call_later(LOOK_SECONDS, self._look) if self._waiting else None

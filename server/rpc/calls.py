@@ -22,6 +22,7 @@ from uuid_utils import uuid7
 from server.admission import Response
 from server.api.call import Call
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
+from server.deadlines import Deadlines
 from server.errors import Code, Refusal
 from server.rpc import idempotency_key
 from server.rpc.auth import Authenticator, required_scope
@@ -60,7 +61,20 @@ class Method(NamedTuple):
 class ArrivedCall:
     """A call with its message, on its way to its method."""
 
-    __slots__ = ("context", "ends", "key", "message", "metadata", "method", "record", "request", "response", "values")
+    __slots__ = (
+        "context",
+        "deadline",
+        "is_late",
+        "key",
+        "message",
+        "metadata",
+        "method",
+        "reading",
+        "record",
+        "request",
+        "response",
+        "values",
+    )
 
     def __init__(self, method: Method, context: Context, seconds_max: float) -> None:
         self.method = method
@@ -70,11 +84,19 @@ class ArrivedCall:
         self.record = CallRecord(method.full_name, _request_id(self.values.get("x-request-id", ())))
         remaining = context.time_remaining()
         seconds = seconds_max if remaining is None else min(seconds_max, remaining)
-        self.ends = self.record.started + max(0.0, seconds - RESPONSE_SECONDS)
+        self.deadline = self.record.started + max(0.0, seconds - RESPONSE_SECONDS)
         self.message = b""
+        self.reading = asyncio.current_task()
+        self.is_late = False
         self.request: Any = None
         self.key: str | None = None
         self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def expire(self) -> None:
+        """End the wait for the message."""
+        self.is_late = True
+        if self.reading:
+            self.reading.cancel()
 
 
 class Calls:
@@ -90,6 +112,7 @@ class Calls:
         self._is_full = is_full
         self._authenticator = authenticator
         self._log = CallLog()
+        self._unread = Deadlines()
         self._inbox: list[ArrivedCall] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -112,7 +135,7 @@ class Calls:
             try:
                 if self._is_full(method.name):
                     raise Refusal(Code.UNAVAILABLE)  # before the call has cost anything
-                call.message = await _read_message(context, call.ends)
+                call.message = await self._read_message(call)
                 self._put(call)
                 message = await call.response
                 if call.record.code == REPLAYED:
@@ -129,6 +152,24 @@ class Calls:
                 self._log.write(call.record)
 
         return handle
+
+    async def _read_message(self, call: ArrivedCall) -> bytes:
+        """The call's one message. Raises REQUEST_TIMEOUT, PAYLOAD_TOO_LARGE, or INVALID_INPUT when there is none."""
+        # As asyncio.timeout does it, for a third of its CPU.
+        self._unread.add(call)
+        try:
+            message = await call.context.read()
+        except asyncio.CancelledError:
+            if not (call.is_late and call.reading and call.reading.uncancel() == 0):
+                raise
+            raise Refusal(Code.REQUEST_TIMEOUT) from None
+        finally:
+            self._unread.discard(call)
+        if not isinstance(message, bytes):  # grpc.aio.EOF: the call ended without a message
+            raise Refusal(Code.INVALID_INPUT)
+        if len(message) + FRAME_BYTES > REQUEST_BODY_BYTES_MAX:
+            raise Refusal(Code.PAYLOAD_TOO_LARGE)
+        return message
 
     # ---------------------------------------------------------------- the stages
 
@@ -157,7 +198,7 @@ class Calls:
     def _begin(self, call: ArrivedCall) -> None:
         method, principal = call.method, call.record.principal
         assert principal  # noqa: S101
-        timeout_seconds = max(0.0, call.ends - time.monotonic())
+        timeout_seconds = max(0.0, call.deadline - time.monotonic())
         about = Call(call.record.request_id, principal, method.full_name, method.scope or "", call.key, timeout_seconds)
 
         def respond(response: Response | Refusal) -> None:
@@ -268,20 +309,6 @@ def _check_scope(call: ArrivedCall) -> None:
     principal = call.record.principal
     if principal is None or call.method.scope is None or call.method.scope not in principal.scopes:
         raise Refusal(Code.FORBIDDEN)
-
-
-async def _read_message(context: Context, ends: float) -> bytes:
-    """The call's one message. Raises REQUEST_TIMEOUT, PAYLOAD_TOO_LARGE, or INVALID_INPUT when there is none."""
-    try:
-        async with asyncio.timeout(ends - time.monotonic()):
-            message = await context.read()
-    except TimeoutError:
-        raise Refusal(Code.REQUEST_TIMEOUT) from None
-    if not isinstance(message, bytes):  # grpc.aio.EOF: the call ended without a message
-        raise Refusal(Code.INVALID_INPUT)
-    if len(message) + FRAME_BYTES > REQUEST_BODY_BYTES_MAX:
-        raise Refusal(Code.PAYLOAD_TOO_LARGE)
-    return message
 
 
 def _request_id(values: Sequence[str | bytes]) -> str:
