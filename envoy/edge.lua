@@ -1,14 +1,17 @@
 -- The edge's script. It checks requests more strictly than Envoy does, and gives every error the form of the contract.
--- Its filter is the first. So it sees a request before all others, and a response after all others. It also sees the
--- responses that Envoy makes before any filter runs. Of a native gRPC call it reads only the headers and trailers.
-local check_json = require("json")
+-- On a success it does nothing: Envoy's own filters set and remove the headers. Each call into Envoy is costly. So a
+-- common order makes few of them, and needs no dynamic metadata.
+jit.off()                                    -- compiled code is 15 µs slower between so many calls into Envoy
+local check_json, broken_parameter, ulid = require("json"), require("query"), require("ulid")
 local ROUTES = require("rest")               -- generated from protos/
 local ERRORS = require("errors")             -- generated from server/errors.py
-local NAMESPACE = "ordernumbers.edge"        -- of our dynamic metadata, which later filters and the access log read
+local NAMESPACE = "ordernumbers.edge"        -- of our dynamic metadata, which the access log reads too
 local HEADERS_BYTES_MAX, HEADERS_MAX = 16384, 100
 
--- Envoy itself responds here, from its health checks of the servers.
-ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
+-- Envoy itself responds to a proper request for this path, from its health checks of the servers. No rate limit holds
+-- here, so no body is read.
+local HEALTH_CHECK = { query = {}, ignores_body = true }
+ROUTES[#ROUTES + 1] = { path = "^/healthz$", allow = "GET, HEAD", GET = HEALTH_CHECK, HEAD = HEALTH_CHECK }
 
 -- The access log has the name of a route, not the path that the caller sent. That path could contain a key. The name of
 -- a fixed path is the path itself.
@@ -19,83 +22,19 @@ for _, route in ipairs(ROUTES) do
   if route.name:find("*", 1, true) then ROUTES_WITH_VARIABLES[#ROUTES_WITH_VARIABLES + 1] = route end
 end
 
-local function store(h, key, value)
-  if value then h:streamInfo():dynamicMetadata():set(NAMESPACE, key, value) end
-end
+-- In envoy.yaml the metadata of its routes has this path. So the access log has it from there, which costs less.
+local LOGGED_BY_ENVOY = "/v1/phone-numbers/orders"
 
-local function remove_headers(headers, is_unwanted)
-  local names = {}                           -- headers cannot be removed while a loop reads them
-  for name in pairs(headers) do
-    if is_unwanted(name) then names[#names + 1] = name end
-  end
-  for _, name in ipairs(names) do headers:remove(name) end
-end
-
--- ---------------------------------------------------------------- the headers of a request
-
--- A ULID: the time, then five bits of each random byte of Envoy's UUIDv4. (math.random would return the same numbers in
--- every worker thread.)
-local BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-local function ulid(ms, uuid)
-  local id = {}
-  local function put(at, n) id[at] = BASE32:sub(n + 1, n + 1) end
-  for at = 10, 1, -1 do put(at, ms % 32); ms = math.floor(ms / 32) end
-  for byte in uuid:gmatch("%x%x") do put(#id + 1, tonumber(byte, 16) % 32) end
-  return table.concat(id)
-end
-
-local function set_request_id(h, headers)
-  local id = ulid(h:timestamp(), headers:get("x-request-id"))
-  headers:replace("x-request-id", id)
-  store(h, "id", id)
-end
-
--- Returns all headers by name, and whether they are too large. It reads them in one loop, because each call into Envoy
--- costs more than all of our work on its result. If a name has several values, they are joined by commas.
-local function read_headers(headers)
-  local values, bytes, count = {}, 0, 0
-  for name, value in pairs(headers) do
-    bytes, count = bytes + #name + #value, count + 1
-    values[name] = values[name] and values[name] .. "," .. value or value
-  end
-  return values, bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX
-end
-
--- Each key gets one spelling. Otherwise "bearer  x" would have a rate limit of its own beside that of "Bearer x".
-local function normalize_key(headers, values)
-  local scheme, blanks, key = (values["authorization"] or ""):match("^(%a+)( +)([^ ,]+)$")
-  if not scheme or scheme:lower() ~= "bearer" then return end
-  if scheme ~= "Bearer" or blanks ~= " " then headers:replace("authorization", "Bearer " .. key) end
-end
-
--- Over REST, only these headers become gRPC metadata. A client's own grpc-timeout, grpc-encoding or malformed *-bin
--- would break the call.
-local FORWARDED = { ["authorization"] = true, ["content-type"] = true, ["content-length"] = true,
-  ["idempotency-key"] = true, ["transfer-encoding"] = true, ["user-agent"] = true, ["x-forwarded-for"] = true,
-  ["x-forwarded-proto"] = true, ["x-request-id"] = true }
-local function is_forwarded(name) return name:sub(1, 1) == ":" or FORWARDED[name] end
-local function is_any() return true end
-
--- Control characters are not allowed in HTTP (RFC 9110, section 5.5). gRPC metadata must be printable ASCII. gRPC would
--- write a value that is not UTF-8 into its own log, and that value could be a key.
-local function error_of_headers(values, are_too_large, is_metadata)
-  for name, value in pairs(values) do
-    if value:find(is_metadata(name) and "[^ -~]" or "[%z\1-\8\10-\31\127]") then return "400" end
-  end
-  if are_too_large then return "431" end
-end
-
--- Envoy joins all Host headers of a request with the :authority of HTTP/2 (RFC 9112, section 3.2; RFC 9113, 8.3.1).
-local function has_one_host(values) return not values[":authority"]:find(",", 1, true) end
-
-local function split_target(target) return (target or ""):match("^([^?]*)%??(.*)$") end
-
-local function find_route(path)
-  local route = ROUTE_BY_NAME[path]
-  if route then return route end
+-- Returns the route, if there is one, then the path and the query.
+local function find_route(target)
+  local route = ROUTE_BY_NAME[target]
+  if route then return route, target, "" end
+  local path, query = target:match("^([^?]*)%??(.*)$")
+  if ROUTE_BY_NAME[path] then return ROUTE_BY_NAME[path], path, query end
   for _, candidate in ipairs(ROUTES_WITH_VARIABLES) do
-    if path:find(candidate.path) then return candidate end
+    if path:find(candidate.path) then return candidate, path, query end
   end
+  return nil, path, query
 end
 
 local function is_grpc(media_type)
@@ -103,9 +42,64 @@ local function is_grpc(media_type)
 end
 
 local function is_json(media_type)
+  if media_type == "application/json" then return true end
   media_type = media_type:lower()
   return media_type:find("^application/json%s*$") or media_type:find("^application/json%s*;")
 end
+
+local function store(h, key, value)
+  if value ~= nil then h:streamInfo():dynamicMetadata():set(NAMESPACE, key, value) end
+end
+
+local function stored(h) return h:streamInfo():dynamicMetadata():get(NAMESPACE) or {} end
+
+-- ---------------------------------------------------------------- the headers of a request
+
+-- What a value may not contain. Control characters are not allowed in HTTP (RFC 9110, section 5.5). gRPC metadata must
+-- be printable ASCII: gRPC would write a value that is not UTF-8 into its own log, and that value could be a key. A
+-- comma in :authority means several Host headers, which Envoy joins (RFC 9112, section 3.2; RFC 9113, section 8.3.1).
+local CONTROL, NOT_PRINTABLE, NOT_ONE_HOST = "[%z\1-\8\10-\31\127]", "[^ -~]", "[^ -+--~]"
+
+-- Over REST, only these headers become gRPC metadata. A client's own grpc-timeout, grpc-encoding or malformed *-bin
+-- would break the call.
+local FORWARDED = { [":authority"] = NOT_ONE_HOST }
+for _, name in ipairs({ ":method", ":path", ":protocol", ":scheme", "authorization", "content-type", "content-length",
+  "idempotency-key", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-proto", "x-request-id",
+  "x-envoy-external-address" }) do           -- Envoy adds this last one, and its routes remove it
+  FORWARDED[name] = NOT_PRINTABLE
+end
+local FORWARDED_BY_GRPC = { [":authority"] = NOT_ONE_HOST }      -- and all others
+
+-- Returns the HTTP status of an error, or nil. Then the names of the headers that `forbidden` has not: their values may
+-- not contain `otherwise`. One loop does it all, because each call into Envoy costs more than our work on its result.
+local function read_headers(headers, forbidden, otherwise)
+  local bytes, count, other_names, is_improper = 0, 0, {}, false
+  for name, value in pairs(headers) do
+    bytes, count = bytes + #name + #value, count + 1
+    if not forbidden[name] then other_names[#other_names + 1] = name end
+    if value:find(forbidden[name] or otherwise) then is_improper = true end
+  end
+  if is_improper then return "400", other_names end
+  return (bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX) and "431" or nil, other_names
+end
+
+local function remove_all(headers, names)
+  for _, name in ipairs(names) do headers:remove(name) end
+end
+
+-- The servers do not use trailers.
+local function error_of_trailers(h)
+  local trailers = h:trailers()
+  if not trailers then return end
+  local status, names = read_headers(trailers, {}, NOT_PRINTABLE)
+  remove_all(trailers, names)
+  return status
+end
+
+-- ---------------------------------------------------------------- a request
+
+-- The functions error_of_… return nil, or the HTTP status of an error and sometimes more about it. They get the whole
+-- message with body(), so that no server waits for the rest of one, and none starts a call that is cut off.
 
 -- Returns the details of a refusal: a member or parameter with its rule. The name comes from the caller. So the
 -- response repeats it only if it is short and plain.
@@ -115,142 +109,108 @@ local function details_of(name, rule)
   end
 end
 
--- Returns a text without its percent-encoding, or nil if that is malformed.
-local function percent_decoded(text)
-  if text:gsub("%%%x%x", ""):find("%", 1, true) then return nil end
-  return (text:gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
-end
+-- An escaped slash could hide a segment of the path.
+local function has_escaped_slash(path) return path:find("%%2[fF]") or path:find("%%5[cC]") end
 
--- Returns the rule that a parameter breaks. `value` is nil if the parameter has no "=".
-local function broken_rule(shape, value, is_repeated)
-  if not shape then return "unknown parameter" end
-  if is_repeated and type(shape) == "string" then return "repeated parameter" end
-  local text = value and percent_decoded(value)
-  if not text or text:find("%z") then return "malformed value" end
-  if type(shape) == "table" then shape = shape[1] end
-  if shape == "string" then return end
-  local ok, _, rule = check_json(text, shape)
-  if not ok then return rule or "malformed value" end
-end
-
-local function error_of_query(query, shapes)
-  local seen = {}
-  for pair in query:gmatch("[^&]+") do
-    local name, value = pair:match("^[^=]*"), pair:match("=(.*)$")
-    local rule = broken_rule(shapes and shapes[name], value, seen[name])
-    if rule then return "400", details_of(name, rule) end
-    seen[name] = true
+local function error_of_target(route, path, query, method)
+  if not route or route.name ~= path then
+    if has_escaped_slash(path) then return "400" end
+    if not route then return "404" end
   end
-end
-
--- The functions error_of_… return nil, or the HTTP status of an error and sometimes more about it.
-local function error_of_rest(headers, values, route, path, query)
-  if path:find("%%2[fF]") or path:find("%%5[cC]") then return "400" end   -- an escaped slash could hide a segment
-  if not route then return "404" end
-  local takes = route[values[":method"]]
+  local takes = route[method]
   if not takes then return "405", { allow = route.allow } end
   if query ~= "" then
-    local status, more = error_of_query(query, takes.query)
-    if status then return status, more end
-  end
-  local media_type = values["content-type"] or ""
-  if is_grpc(media_type) or takes.body and not is_json(media_type) then return "415" end
-  for name in pairs(values) do
-    if not is_forwarded(name) then headers:remove(name) end
+    local name, rule = broken_parameter(query, takes.query)
+    if rule then return "400", details_of(name, rule) end
   end
 end
 
-local function error_of_grpc(values)
-  if values[":method"] ~= "POST" then return "405" end
-  if values["te"] ~= "trailers" then return "400" end    -- without it, a proxy in between may drop the status
+local function error_of_media_type(media_type, takes)
+  if takes.body then return not is_json(media_type) and "415" or nil end
+  return is_grpc(media_type) and "415" or nil
 end
 
-local function check_headers(h)
-  local headers = h:headers()
-  set_request_id(h, headers)
-  local values, are_too_large = read_headers(headers)
-  normalize_key(headers, values)
-  local path, query = split_target(values[":path"])
-  local route = find_route(path)
-  local grpc = not route and is_grpc(values["content-type"] or "")
-  local rest = not grpc or h:streamInfo():protocol() ~= "HTTP/2"
-  store(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$"))
-  store(h, "grpc", grpc)
-  store(h, "rest", rest)
-  store(h, "head", values[":method"] == "HEAD")
-  local status = error_of_headers(values, are_too_large, grpc and is_any or is_forwarded)
+-- The transcoder would read a body where none belongs, and its members would replace the id in the path.
+local function error_of_body(h, takes)
+  local body = h:body(takes.body ~= nil)     -- Envoy responds 413 to a body above the listener's buffer limit
+  if takes.body then
+    local ok, name, rule = check_json(body:getBytes(0, body:length()), takes.body)
+    if not ok then return "400", details_of(name, rule) end
+  elseif body and body:length() > 0 then
+    return "400"
+  end
+  return error_of_trailers(h)
+end
+
+local function error_of_rest(h, headers, route, path, query)
+  local status, other_names = read_headers(headers, FORWARDED, CONTROL)
   if status then return status end
-  if not has_one_host(values) then return "400" end
-  if grpc and rest then return "426" end     -- its status would be in trailers, which Envoy drops on HTTP/1.1
-  if grpc then return error_of_grpc(values) end
-  return error_of_rest(headers, values, route, path, query)
+  local more, method = nil, headers:get(":method")
+  status, more = error_of_target(route, path, query, method)
+  if status then return status, more end
+  local takes = route[method]
+  status = error_of_media_type(headers:get("content-type") or "", takes)
+  if status then return status end
+  remove_all(headers, other_names)
+  if route.name ~= LOGGED_BY_ENVOY then store(h, "path", route.name) end
+  if not takes.ignores_body then return error_of_body(h, takes) end
 end
 
--- ---------------------------------------------------------------- the body of a request
-
-local function error_of_trailers(h)
-  local trailers = h:trailers()
-  if not trailers then return end
-  local values, are_too_large = read_headers(trailers)
-  for name in pairs(values) do trailers:remove(name) end      -- the servers do not use trailers
-  return error_of_headers(values, are_too_large, is_any)
+local function error_of_grpc(h, headers, path)
+  local status = read_headers(headers, FORWARDED_BY_GRPC, NOT_PRINTABLE)
+  if status then return status end
+  -- Over HTTP/1.1 its status would be in trailers, which Envoy drops.
+  if h:streamInfo():protocol() ~= "HTTP/2" then return "426" end
+  if headers:get(":method") ~= "POST" then return "405" end
+  if headers:get("te") ~= "trailers" then return "400" end         -- without it, a proxy in between may drop the status
+  store(h, "path", path:match("^/[%w.]+/%a+$"))
+  if path:find("^/ordernumbers%.v1%.") and h:body() then return error_of_trailers(h) end
 end
 
--- body() waits for the whole message. So no server waits for the rest of one, and none starts a call that is cut off.
-local function error_of_grpc_body(h)
-  local is_ours = h:headers():get(":path"):find("^/ordernumbers%.v1%.")
-  if is_ours and h:body() then return error_of_trailers(h) end
+local function error_of_request(h)
+  local headers = h:headers()
+  headers:replace("x-request-id", ulid.make(h:timestamp(), headers:get("x-request-id")))
+  local route, path, query = find_route(headers:get(":path") or "")
+  if not route and is_grpc(headers:get("content-type") or "") then return error_of_grpc(h, headers, path) end
+  return error_of_rest(h, headers, route, path, query)
 end
 
--- The transcoder would read such a body, and its members would replace the id in the path.
-local function error_of_unwanted_body(h)
-  local body = h:body()
-  if body and body:length() > 0 then return "400" end
-  return error_of_trailers(h)
+-- Remembers for the response and the access log what the call is and why it is refused.
+local function remember(h, status, details)
+  local headers = h:headers()
+  local route, path = find_route(headers:get(":path") or "")
+  local grpc = not route and is_grpc(headers:get("content-type") or "")
+  store(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$") or nil)
+  store(h, "id", headers:get("x-request-id"))
+  store(h, "grpc", grpc)
+  store(h, "rest", not grpc or h:streamInfo():protocol() ~= "HTTP/2")
+  store(h, "status", status)                 -- Envoy changes the status to 200 if the request's content-type is gRPC's
+  store(h, "details", details)
 end
 
-local function error_of_rest_body(h, route)
-  local takes = route[h:headers():get(":method")]
-  if not takes.body then return error_of_unwanted_body(h) end
-  local body = h:body(true)                  -- Envoy responds 413 to a body above the listener's buffer limit
-  local ok, name, rule = check_json(body:getBytes(0, body:length()), takes.body)
-  if not ok then return "400", details_of(name, rule) end
-  return error_of_trailers(h)
-end
-
-local function check_body(h)
-  local meta = h:streamInfo():dynamicMetadata():get(NAMESPACE)
-  if not meta then return end
-  if meta.rest then return error_of_rest_body(h, ROUTE_BY_NAME[meta.path]) end
-  return error_of_grpc_body(h)
-end
-
-local function respond_if_refused(h, check)
-  local ok, status, more = pcall(check, h)   -- after an error in a script Envoy would forward the request
+function envoy_on_request(h)
+  local ok, status, more = pcall(error_of_request, h)  -- after an error in a script Envoy would forward the request
   if not ok then
     h:logErr(status)
     status, more = "500", nil
   end
   if not status then return end
   more = more or {}
-  store(h, "status", status)                 -- Envoy changes the status to 200 if the request's content-type is gRPC's
-  store(h, "details", more.details)
+  remember(h, status, more.details)
   h:respond({ [":status"] = status, allow = more.allow }, "")
 end
 
-function envoy_on_request(h) respond_if_refused(h, check_headers) end
-
--- ---------------------------------------------------------------- the response
+-- ---------------------------------------------------------------- an error response
 
 -- The transcoder's details end with our ErrorResponse.
 local OURS = '{"@type":"type.googleapis.com/ordernumbers.v1.ErrorResponse",'
 
 -- Returns the body for an error without an ErrorResponse. Envoy made the error, or a server failed to respond properly.
-local function error_body(status, meta)
+local function error_body(status, call)
   local error = ERRORS[status]
-  local details = meta.details and ',"details":' .. meta.details or ""
+  local details = call.details and ',"details":' .. call.details or ""
   return ('{"success":false,"error":{"code":"%s","message":"%s","request_id":"%s"%s}}')
-    :format(error.code, error.message, meta.id, details)
+    :format(error.code, error.message, call.id, details)
 end
 
 local function error_response_in(text)
@@ -272,13 +232,6 @@ local function may_have_started(status, text)
   return true
 end
 
--- Envoy's response_headers_to_remove cannot do this: it would remove grpc-status before the transcoder reads it.
-local function is_internal(name) return name == "http-status" or name:find("^grpc%-") or name:find("^x%-envoy%-") end
-local function is_internal_to_grpc(name) return name == "http-status" or name:find("^x%-envoy%-") end
-local function remove_if_present(headers, is_unwanted)
-  if headers then remove_headers(headers, is_unwanted) end
-end
-
 -- Returns the HTTP status that the server chose. No gRPC status stands for 402 or 422, so the server sends it in a
 -- header of its own: in the headers if the response is only an error, else in the trailers.
 local function status_from_server(h, headers)
@@ -294,20 +247,27 @@ local function set_grpc_status(headers, error)
   headers:replace("grpc-message", error.message)
 end
 
-local function finish_error(h, meta)
+local function remove_grpc_headers(headers)
+  local _, names = read_headers(headers, {}, CONTROL)
+  for _, name in ipairs(names) do
+    if name:find("^grpc%-") then headers:remove(name) end
+  end
+end
+
+local function finish_rest_error(h, call)
   local buffer = h:body(true)
   local headers = h:headers()                -- body() invalidates the headers that were read before it
-  local status = meta.status or headers:get(":status")
-  local text = buffer:getBytes(0, buffer:length())
+  local status, text = call.status, buffer:getBytes(0, buffer:length())
   local ours = error_response_in(text)
   if ours then
     status = status_from_server(h, headers) or status
   elseif may_have_started(status, text) then
     status = "504"
   elseif not ERRORS[status] then
-    status = meta.early and "400" or "500"   -- what Envoy refuses before any filter runs is not valid HTTP
+    status = call.early and "400" or "500"   -- what Envoy refuses before any filter runs is not valid HTTP
   end
-  if not meta.head then buffer:setBytes(ours or error_body(status, meta)) end  -- Envoy would send it to HEAD as well
+  -- Envoy would send a body to HEAD as well.
+  if headers:get("x-envoy-local-method") ~= "HEAD" then buffer:setBytes(ours or error_body(status, call)) end
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
   if status == "401" then headers:replace("www-authenticate", "Bearer") end
@@ -315,8 +275,8 @@ local function finish_error(h, meta)
   if error and error.retry_after and not headers:get("retry-after") then
     headers:replace("retry-after", error.retry_after)
   end
-  remove_if_present(headers, is_internal)
-  if meta.grpc then set_grpc_status(headers, error) end
+  remove_grpc_headers(headers)
+  if call.grpc then set_grpc_status(headers, error) end
 end
 
 -- Sets the gRPC status of a call to which no server responded. Envoy responds UNIMPLEMENTED to an unknown path, as a
@@ -327,31 +287,35 @@ local function finish_grpc_error(headers)
   if status and status ~= "404" then set_grpc_status(headers, ERRORS[status] or ERRORS["500"]) end
 end
 
--- Returns the metadata of a response that was made before envoy_on_request ran. Envoy and envoy.yaml set these headers.
-local function meta_of_early_response(headers)
-  local rest = not headers:get("grpc-status")
-  local head = headers:get("x-envoy-local-method") == "HEAD"
-  return { early = true, id = headers:get("x-request-id"), rest = rest, head = head }
+-- The names of Envoy's routes for gRPC.
+local GRPC_ROUTES = { grpc = true, health = true, reflection = true }
+
+-- Returns what is known of a call that this script has not refused. Perhaps it has not even seen the request: Envoy
+-- responds by itself to health checks, beyond a rate limit, and to bytes that are not proper HTTP. Without a route the
+-- id could be the client's own.
+local function call_of(h, headers)
+  local request, envoy_route = h:requestHeaders(), h:streamInfo():routeName()
+  local route = request and find_route(request:get(":path") or "")
+  if route then store(h, "path", route.name) end
+  local is_unknown = envoy_route == "" and not route
+  local grpc = GRPC_ROUTES[envoy_route] or is_unknown and is_grpc(headers:get("content-type") or "")
+  return { id = envoy_route ~= "" and request:get("x-request-id") or headers:get("x-request-id"), grpc = grpc,
+    rest = not grpc or h:streamInfo():protocol() ~= "HTTP/2" }
 end
 
-local function finish_response(h)
+function envoy_on_response(h)
   local headers = h:headers()
-  local meta = h:streamInfo():dynamicMetadata():get(NAMESPACE) or meta_of_early_response(headers)
-  headers:replace("x-request-id", meta.id)
-  if not meta.rest then
+  -- A success ends here, without body(), because a long one must not reach a buffer limit.
+  if headers:get(":status") == "200" and not headers:get(LOCAL_STATUS) then return end
+  local call = stored(h)
+  if not call.status then call = call_of(h, headers) end
+  call.status = call.status or headers:get(LOCAL_STATUS) or headers:get(":status")
+  call.early = not ulid.is(call.id)          -- this script has not seen the request
+  if call.early then call.id = ulid.make(h:timestamp(), call.id) end
+  headers:replace("x-request-id", call.id)
+  if not call.rest then
     finish_grpc_error(headers)
-    remove_if_present(headers, is_internal_to_grpc)
-    remove_if_present(h:trailers(), is_internal_to_grpc)
-    return
+  elseif call.status ~= "200" then           -- else it is Envoy's response to a health check
+    finish_rest_error(h, call)
   end
-  if not meta.status and headers:get(":status") == "200" then
-    remove_if_present(headers, is_internal)  -- without body(), because a long success must not reach a buffer limit
-  else
-    finish_error(h, meta)
-  end
-  remove_if_present(h:trailers(), is_any)    -- they are gRPC's
 end
-
-function envoy_on_response(h) finish_response(h) end
-
-return { check_body = function(h) respond_if_refused(h, check_body) end }

@@ -88,9 +88,9 @@ def _set_http(http: Config, settings: Settings) -> None:
     filters = {each["name"]: each["typed_config"] for each in http["http_filters"]}
     if settings.tls_cert:
         filters["every_response"]["mutations"]["response_mutations"].append(HSTS)
-    for name in ("edge", "body"):
+    for name in ("key", "edge"):
         filters[name]["default_source_code"]["filename"] = str(EDGE / f"{name}.lua")
-        filters[name]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
+    filters["edge"]["package_paths"] = [str(folder / "?.lua") for folder in (EDGE, CONTRACT)]
     filters["transcoder"]["proto_descriptor"] = str(CONTRACT / "descriptors.binpb")
     _set_rate_limit(filters["rate_limit"], settings)
     # A stream is silent while its call is carried out. Only longer silence may close it.
@@ -116,6 +116,7 @@ def _set_routes(routes: list[Config], settings: Settings) -> None:
     by_name["grpc"]["route"] = by_name["health"]["route"] = grpc
     if settings.edge_reflection:
         routes.append({"name": "reflection", "match": {"prefix": "/grpc.reflection.", "grpc": {}}, "route": grpc})
+    # The routes for REST share these values, by anchors in envoy.yaml.
     by_name["rest"]["route"]["timeout"] = _duration(settings.rest_deadline_ms)
     (deadline,) = by_name["rest"]["request_headers_to_add"]
     # The server's deadline is earlier than Envoy's timeout, so that its own error reaches the caller.

@@ -247,16 +247,19 @@ def test_the_access_log_has_the_request_id_of_the_response_and_no_query_or_key(t
     with running_server(settings.grpc_port, sell), running_edge(settings):
         wait_until_ready(settings)
         sold = httpx.post(f"{url}/v1/phone-numbers/orders", json=ORDER, headers=headers)
+        spelled = {"authorization": "bearer am_live_secret"}
+        sold_too = httpx.post(f"{url}/v1/phone-numbers/orders", json=ORDER, headers=spelled)
         refused = httpx.put(f"{url}/v1/phone-numbers/orders?token=secret", headers=headers)
         with_id = httpx.get(f"{url}/v1/phone-numbers/am_live_secret?token=secret", headers=headers)
         unknown = httpx.request("am_live_secret", f"{url}/v1/am_live_secret", headers=headers)
-        lines = access_log(settings, 4)
+        lines = access_log(settings, 5)
     assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/v1/phone-numbers/orders", 200),
         ("POST", "/v1/phone-numbers/orders", 200),
         ("PUT", "/v1/phone-numbers/orders", 405),
         ("GET", "/v1/phone-numbers/*", 400),
         (None, None, 400),
     ]
-    responses = (sold, refused, with_id, unknown)
+    responses = (sold, sold_too, refused, with_id, unknown)
     assert [line["request_id"] for line in lines] == [response.headers["x-request-id"] for response in responses]
     assert "secret" not in (settings.data_dir / "access.log").read_text()

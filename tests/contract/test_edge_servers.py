@@ -37,6 +37,8 @@ def test_healthz_is_200_while_a_server_serves(edge):
     assert other.headers["allow"] == "GET, HEAD"
     assert_refused(edge.get("/healthz?x=1"), 400, {"x": "unknown parameter"})
     assert_refused(edge.get("/healthz", headers={"content-type": "application/grpc"}), 415)
+    assert_refused(edge.get("/healthz", headers={"x-long": "x" * 17_000}), 431)
+    assert edge.request("GET", "/healthz", content=b"x" * 100_000).status_code == 200
 
 
 def test_a_call_is_503_when_no_server_runs(tmp_path):
@@ -89,6 +91,32 @@ def test_the_error_of_a_broken_server_reveals_nothing_internal(tmp_path, behavio
         assert len(response.json()["data"][0]["label"]) == 3_000_000
     else:
         assert_refused(response, status)
+
+
+ONLY_ENVOYS = [("x-envoy-local-status", "503"), ("x-envoy-local-method", "HEAD")]
+
+
+def sell_with_envoys_headers(request, context):
+    context.send_initial_metadata(ONLY_ENVOYS)
+    return sell(request, context)
+
+
+def crash_with_envoys_headers(request, context):
+    context.set_trailing_metadata(ONLY_ENVOYS)
+    raise RuntimeError("secret")
+
+
+def test_the_response_of_a_server_does_not_pass_for_one_of_envoy(tmp_path):
+    own = local_settings(tmp_path, workers=1)
+    for behaviour, status in ((sell_with_envoys_headers, 200), (crash_with_envoys_headers, 500)):
+        with running_server(own.grpc_port, behaviour), running_edge(own):
+            wait_until_ready(own)
+            response = httpx.post(f"http://127.0.0.1:{own.rest_port}{ROUTE}", json={"numbers": ["x"]})
+        if status == 200:
+            assert (response.status_code, response.json()["success"]) == (200, True)
+            assert_clean(response.headers)
+        else:
+            assert_refused(response, status)
 
 
 def refuse_after_headers(request, context):

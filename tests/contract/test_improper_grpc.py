@@ -37,6 +37,7 @@ CASES = {
     "an escaped slash": Case(None, {":path": METHOD.replace("/OrderNumbers", "%2fOrderNumbers")}),
     "an unknown method": Case(None, {":path": METHOD + "s"}),
     "an unknown service": Case(None, {":path": "/x.Y/Z"}),
+    "an unknown path like those of REST": Case(None, {":path": "/v1/x"}),
     "a byte that is not UTF-8": Case(Code.INVALID_INPUT, {"x-other": b"\xa0"}),
     "a key that is not UTF-8": Case(Code.INVALID_INPUT, {"authorization": b"Bearer am_live_x\xa0"}),
     "text that is not ASCII": Case(Code.INVALID_INPUT, {"x-other": "é".encode()}),
