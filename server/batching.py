@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 ATTEMPTS_MAX = 5
 SKIP_SECONDS = 1.0
 """How long batches skip locked rows after one had to wait for such a row, instead of waiting again each time."""
+SHARE_MAX = 16
+"""Most orders of one organization in a batch, while others have orders too. They would wait for a longer batch."""
+SHARED_SECONDS = 1.0
+"""How long such a share holds after the last batch with orders of several organizations."""
 CHECK_SECONDS_MAX = 3.0
 """How long the database may take to show that an order could be carried out."""
 
@@ -119,6 +123,7 @@ class _OrderQueue:
         self._has_expected = asyncio.Event()
         self._closing = False
         self._skip_until = 0.0
+        self._shared_until = 0.0
         self._task = asyncio.create_task(self._run())
 
     def put(self, pending: PendingWrite) -> None:
@@ -155,12 +160,19 @@ class _OrderQueue:
 
     def _next_batch(self) -> list[PendingWrite]:
         """Queued orders that should still be sent."""
-        while batch := self._queue.take(self._settings.batch_orders_max, self._settings.batch_numbers_max):
-            wanted = [pending for pending in batch if pending.is_wanted]
+        now = asyncio.get_running_loop().time()
+        orders_max, numbers_max = self._settings.batch_orders_max, self._settings.batch_numbers_max
+        share_max = SHARE_MAX if now < self._shared_until else orders_max
+        while batch := self._queue.take(orders_max, numbers_max, share_max):
+            wanted = []
             for pending in batch:
-                if pending not in wanted:
+                if pending.is_wanted:  # asked once: the result changes with time
+                    wanted.append(pending)
+                else:
                     pending.end()
             if wanted:
+                if len({pending.write.organization_id for pending in wanted}) > 1:
+                    self._shared_until = now + SHARED_SECONDS
                 return wanted
         return []
 

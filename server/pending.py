@@ -1,7 +1,7 @@
 """Writes that wait for their transaction, orders and others: the stage of each, and the queue. Nothing here awaits."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -118,10 +118,12 @@ class Queue:
         self.length += 1
         self.by_organization.setdefault(pending.write.organization_id, deque()).append(pending)
 
-    def take(self, orders_max: int, numbers_max: int) -> list[PendingWrite]:
-        """Take the next batch: at least one write, if there is any."""
+    def take(self, orders_max: int, numbers_max: int, share_max: int) -> list[PendingWrite]:
+        """Take the next batch: at least one write, if there is any, and at most `share_max` of one organization."""
         batch: list[PendingWrite] = []
         numbers = 0
+        shares: Counter[Id] = Counter()
+        with_share: dict[Id, deque[PendingWrite]] = {}
         while self.by_organization and len(batch) < orders_max:
             organization_id, pending = self.by_organization.popitem(last=False)
             numbers += len(pending[0].write.numbers)
@@ -130,9 +132,12 @@ class Queue:
                 self.by_organization.move_to_end(organization_id, last=False)
                 break
             batch.append(pending.popleft())
+            shares[organization_id] += 1
             if pending:
                 # Back at the end: the others come first, so that no organization's flood delays them.
-                self.by_organization[organization_id] = pending
+                waiting = with_share if shares[organization_id] == share_max else self.by_organization
+                waiting[organization_id] = pending
+        self.by_organization.update(with_share)
         self.length -= len(batch)
         return batch
 

@@ -141,6 +141,27 @@ MUTANTS = (
         FAILOVER,
     ),
     Mutant(
+        "an organization may fill the batch of others",
+        PENDING,
+        "shares[organization_id] == share_max",
+        "shares[organization_id] == 0",
+        "tests/unit/test_pending.py",
+    ),
+    Mutant(
+        "a deadline after the first is forgotten",
+        "server/deadlines.py",
+        "if self._waiting and self._timer is None:",
+        "if False:",
+        "tests/unit/test_deadlines.py",
+    ),
+    Mutant(
+        "the plain check accepts repeated numbers",
+        "server/rpc/validation.py",
+        "len(set(numbers)) == len(numbers)",
+        "len(numbers) < 9",
+        "tests/unit/test_validation.py",
+    ),
+    Mutant(
         "every call renews its cached key",
         "server/rpc/calls.py",
         "if response.key_is_valid and call.record.principal:",

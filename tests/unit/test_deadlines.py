@@ -29,6 +29,7 @@ def test_each_expires_once_at_its_deadline_and_not_before(new_loop):
         deadlines.add(left)
         deadlines.discard(left)
         await asyncio.sleep(0.25)
+        assert [len(each.expired) for each in waiting] == [1, 1, 1, 1, 0, 1]
         late = Waiting(now + 0.3)
         deadlines.add(late)
         await asyncio.sleep(0.1)

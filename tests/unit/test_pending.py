@@ -23,7 +23,7 @@ def test_an_order_that_expires_during_take_unwanted_is_not_lost(monkeypatch):
     monkeypatch.setattr(PendingWrite, "is_wanted", property(lambda order: next(looks)))
     assert queue.take_unwanted() == [orders[1]]
     assert queue.length == 3
-    assert queue.take(10, 10) == [orders[0], orders[2], orders[3]]
+    assert queue.take(10, 10, 64) == [orders[0], orders[2], orders[3]]
     assert queue.length == 0
 
 
@@ -41,21 +41,29 @@ def organizations(batch):
 
 def test_organizations_take_turns():
     waiting = queue(1, 1, 1, 1, 1, 2, 3, 2)
-    assert organizations(waiting.take(4, 500)) == [1, 2, 3, 1]
-    assert organizations(waiting.take(4, 500)) == [2, 1, 1, 1]
-    assert waiting.take(4, 500) == []
+    assert organizations(waiting.take(4, 500, 64)) == [1, 2, 3, 1]
+    assert organizations(waiting.take(4, 500, 64)) == [2, 1, 1, 1]
+    assert waiting.take(4, 500, 64) == []
+
+
+def test_an_organization_has_at_most_its_share_of_a_batch():
+    waiting = queue(1, 1, 1, 1, 1, 2, 3, 3)
+    assert organizations(waiting.take(64, 500, 2)) == [1, 2, 3, 1, 3]
+    assert organizations(waiting.take(64, 500, 2)) == [1, 1]
+    assert organizations(waiting.take(64, 500, 2)) == [1]
+    assert (waiting.length, waiting.take(64, 500, 2)) == (0, [])
 
 
 def test_a_batch_has_at_most_numbers_max_but_always_one_order():
     waiting = queue(1, 2, 3, numbers=40)
-    assert organizations(waiting.take(64, 100)) == [1, 2]
-    assert organizations(waiting.take(64, 1)) == [3]
+    assert organizations(waiting.take(64, 100, 64)) == [1, 2]
+    assert organizations(waiting.take(64, 1, 64)) == [3]
 
 
 def test_an_order_that_did_not_fit_is_the_first_of_the_next_batch():
     waiting = queue(1, 2, 3, 1, numbers=40)
-    assert organizations(waiting.take(64, 100)) == [1, 2]
-    assert organizations(waiting.take(64, 100)) == [3, 1]
+    assert organizations(waiting.take(64, 100, 64)) == [1, 2]
+    assert organizations(waiting.take(64, 100, 64)) == [3, 1]
 
 
 def test_organizations_take_turns_on_the_retry_connections():

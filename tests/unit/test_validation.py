@@ -318,7 +318,9 @@ CAMPAIGNS = st.one_of(UUIDS, UUIDS.map(str.upper), UUIDS.map(lambda some: some.r
 URLS = st.sampled_from(["", "https://example.com/x", "http://localhost"])
 ORDERS = st.builds(
     OrderNumbersRequest,
-    numbers=st.lists(NUMBERS, max_size=4) | st.integers(98, 103).map(lambda n: [f"+1415555{i:04}" for i in range(n)]),
+    numbers=st.lists(NUMBERS, max_size=4)
+    | st.lists(st.sampled_from([GOOD, "+12", "+13"]), max_size=3)
+    | st.integers(98, 103).map(lambda n: [f"+1415555{i:04}" for i in range(n)]),
     inbound_url=st.none() | URLS,
     status_url=st.none() | URLS,
     label=st.none() | LABELS,
