@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
-from collections.abc import Collection
-from contextlib import suppress
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -30,8 +31,16 @@ HEALTH_INTERVAL_SECONDS = 1.0
 PURGE_INTERVAL_SECONDS = 60.0
 READ_SECONDS_MAX = 3.0
 
+LISTENERS = 8
+"""How many gRPC servers share the port of a worker. Connections are spread over them by the kernel.
+
+A server of grpc.aio takes one new call at a time, and so about one in two turns of the event loop. With one server, the
+calls of all waited in front of it while one organization sent 120 at a time: 42 ms (the median of another one's orders)
+instead of 8. One organization with 128 in flight got 1.35 times (1.31 to 1.39) as many orders a second with 8.
+"""
+
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # each worker has its own port, and a second one on it must fail
+    ("grpc.so_reuseport", 1),  # for the LISTENERS of a worker. No other process gets its port, see `_only_ours`
     # Above these gRPC core itself sends RESOURCE_EXHAUSTED, which suggests a retry. So they are larger than our own
     # limits, for which a call sends the true code. They are equal, because between two limits gRPC refuses at random.
     ("grpc.max_receive_message_length", 4 * 2**20),
@@ -61,7 +70,7 @@ class Server:
         self._batcher = Batcher(settings, database_url, shared)
         self._writer = Writer(settings, database_url, shared)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._servers = [grpc.aio.server(options=OPTIONS) for _ in range(LISTENERS)]
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -71,20 +80,29 @@ class Server:
         self = cls(settings, database_url, port - settings.grpc_port)
         self._add_services()
         try:
-            self._server.add_insecure_port(host_and_port(settings.grpc_bind, port))
-        except RuntimeError:
+            with _only_ours(str(settings.grpc_bind), port):
+                for server in self._servers:
+                    server.add_insecure_port(host_and_port(settings.grpc_bind, port))
+        except (OSError, RuntimeError):
             await self._close()
             raise OSError(f"port {port} of {settings.grpc_bind} is in use") from None
         await self._check_health()
-        await self._server.start()
+        await asyncio.gather(*(server.start() for server in self._servers))
         self._tasks = [asyncio.create_task(task) for task in (self._watch_health(), self._purge_responses())]
         return self
 
     async def wait_until_ended(self) -> None:
-        """Return when gRPC has ended its server."""
+        """Return when gRPC has ended one of its servers."""
         # grpcio 1.85 does that when one byte in a path is not UTF-8.
-        with suppress(UnicodeDecodeError):
-            await asyncio.shield(self._server.wait_for_termination())
+        ends = [asyncio.create_task(server.wait_for_termination()) for server in self._servers]
+        try:
+            ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        for end in ended:
+            with suppress(UnicodeDecodeError):
+                end.result()
 
     async def drain(self) -> None:
         """Stop without failing a call: report NOT_SERVING, serve until callers know it, finish the running calls."""
@@ -93,7 +111,8 @@ class Server:
             task.cancel()
         await self._report(serving=False)
         await asyncio.sleep(self._settings.drain_ms / 1000)
-        await self._server.stop(grace=self._settings.deadline_max_ms / 1000)
+        grace_seconds = self._settings.deadline_max_ms / 1000
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
         await self._close()
 
     async def _close(self) -> None:
@@ -107,10 +126,11 @@ class Server:
         authenticator = Authenticator(self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second)
         service = PhoneNumberService(settings, self._batcher, self._writer, self._reads)
         handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
-        self._server.add_generic_rpc_handlers([handlers])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._server)
+        for server in self._servers:
+            server.add_generic_rpc_handlers([handlers])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            reflection.enable_server_reflection(names, server)
 
     async def _find_keys(self, digests: Collection[bytes]) -> dict[bytes, Principal]:
         return await self._keys.find_keys(digests, READ_SECONDS_MAX)
@@ -153,3 +173,15 @@ class Server:
         statuses = health_pb2.HealthCheckResponse
         for name in ("", SERVICE.full_name):
             await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+@contextmanager
+def _only_ours(host: str, port: int) -> Iterator[None]:
+    """A context in which only we can bind servers to the port. Raises OSError if another process has it."""
+    ((family, *_, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    with socket.socket(family, socket.SOCK_STREAM) as guard:
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections do not count
+        guard.bind(address)
+        # From now on our servers can share the port with this socket. Another process's own guard cannot.
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
