@@ -40,7 +40,7 @@ ATTEMPTS_MAX = 5
 SKIP_SECONDS = 1.0
 """How long batches skip locked rows after one had to wait for such a row, instead of waiting again each time."""
 SHARE_MAX = 16
-"""Most orders of one organization in a batch, while others have orders too. They would wait for a longer batch."""
+"""Most orders of one organization in a batch, while others have orders too. Otherwise they wait for longer batches."""
 SHARED_SECONDS = 1.0
 """How long such a share holds after the last batch with orders of several organizations."""
 CHECK_SECONDS_MAX = 3.0

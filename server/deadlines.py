@@ -1,7 +1,10 @@
-"""Deadlines of many waiting things with one timer, because a timer for each would cost more than the rest of a wait."""
+"""One timer for many deadlines. A timer for each call would cost more than the rest of its wait."""
 
 import asyncio
 from typing import Protocol
+
+PAUSE_SECONDS = 0.01
+"""The shortest time between two looks at all that wait."""
 
 
 class Expiring(Protocol):
@@ -21,11 +24,11 @@ class Deadlines:
     def __init__(self) -> None:
         self._waiting: set[Expiring] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._next = 0.0
+        self._timer_at = 0.0
 
     def add(self, expiring: Expiring) -> None:
         self._waiting.add(expiring)
-        if self._timer is None or expiring.deadline < self._next:
+        if self._timer is None or expiring.deadline < self._timer_at:
             self._set_timer(expiring.deadline)
 
     def discard(self, expiring: Expiring) -> None:
@@ -34,7 +37,7 @@ class Deadlines:
     def _set_timer(self, when: float) -> None:
         if self._timer:
             self._timer.cancel()
-        self._next = when
+        self._timer_at = when
         self._timer = asyncio.get_running_loop().call_at(when, self._expire)
 
     def _expire(self) -> None:
@@ -46,4 +49,4 @@ class Deadlines:
                 expiring.expire()
         # The one with the first deadline may have left meanwhile. So the timer may be too early, but never too late.
         if self._waiting and self._timer is None:
-            self._set_timer(min(each.deadline for each in self._waiting))
+            self._set_timer(max(now + PAUSE_SECONDS, min(each.deadline for each in self._waiting)))

@@ -123,7 +123,7 @@ class Queue:
         batch: list[PendingWrite] = []
         numbers = 0
         shares: Counter[Id] = Counter()
-        with_share: dict[Id, deque[PendingWrite]] = {}
+        at_share_max: dict[Id, deque[PendingWrite]] = {}
         while self.by_organization and len(batch) < orders_max:
             organization_id, pending = self.by_organization.popitem(last=False)
             numbers += len(pending[0].write.numbers)
@@ -135,9 +135,9 @@ class Queue:
             shares[organization_id] += 1
             if pending:
                 # Back at the end: the others come first, so that no organization's flood delays them.
-                waiting = with_share if shares[organization_id] == share_max else self.by_organization
-                waiting[organization_id] = pending
-        self.by_organization.update(with_share)
+                goes_back_to = at_share_max if shares[organization_id] == share_max else self.by_organization
+                goes_back_to[organization_id] = pending
+        self.by_organization.update(at_share_max)
         self.length -= len(batch)
         return batch
 

@@ -37,7 +37,7 @@ class Orders:
     def begin_order(
         self, request: OrderNumbersRequest, call: Call, caller: "asyncio.Future[Any]", respond: Respond
     ) -> bool:
-        """Begin an order of the common kind. False: OrderNumbers must be called. Raises Refusal.
+        """Begin an order. Returns False if it has an idempotency key or is only checked. Raises Refusal.
 
         What OrderNumbers would return or raise is passed to `respond`, together with all other orders of its batch.
         """

@@ -6,6 +6,7 @@ import random
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from errno import EADDRINUSE
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -34,14 +35,12 @@ READ_SECONDS_MAX = 3.0
 LISTENERS = 16
 """How many gRPC servers share the port of a worker. Connections are spread over them by the kernel.
 
-A server of grpc.aio takes one new call at a time, and so about one in two turns of the event loop. With one server, the
-calls of all waited in front of it while one organization sent 120 at a time: 42 ms (the median of another one's orders)
-instead of 9. One organization with 128 in flight got 1.35 times (1.31 to 1.39) as many orders a second with 8 servers.
-With 16, two busy connections less often share one: 27 ms at the 99th percentile beside the flood, and 39 with 8.
+A server of grpc.aio accepts one new call in about two turns of the event loop. With one server, the flood of one
+organization delayed the calls of all. docs/benchmark.md has the figures.
 """
 
 OPTIONS = [
-    ("grpc.so_reuseport", 1),  # for the LISTENERS of a worker. No other process gets its port, see `_only_ours`
+    ("grpc.so_reuseport", 1),  # for the LISTENERS of a worker. Another worker does not get its port, see `_port_guard`
     # Above these gRPC core itself sends RESOURCE_EXHAUSTED, which suggests a retry. So they are larger than our own
     # limits, for which a call sends the true code. They are equal, because between two limits gRPC refuses at random.
     ("grpc.max_receive_message_length", 4 * 2**20),
@@ -81,12 +80,14 @@ class Server:
         self = cls(settings, database_url, port - settings.grpc_port)
         self._add_services()
         try:
-            with _only_ours(str(settings.grpc_bind), port):
+            with _port_guard(str(settings.grpc_bind), port):
                 for server in self._servers:
                     server.add_insecure_port(host_and_port(settings.grpc_bind, port))
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:
             await self._close()
-            raise OSError(f"port {port} of {settings.grpc_bind} is in use") from None
+            is_other = isinstance(error, OSError) and error.errno != EADDRINUSE
+            reason = f"cannot be used: {error}" if is_other else "is in use"
+            raise OSError(f"port {port} of {settings.grpc_bind} {reason}") from None
         await self._check_health()
         await asyncio.gather(*(server.start() for server in self._servers))
         self._tasks = [asyncio.create_task(task) for task in (self._watch_health(), self._purge_responses())]
@@ -95,12 +96,9 @@ class Server:
     async def wait_until_ended(self) -> None:
         """Return when gRPC has ended one of its servers."""
         # grpcio 1.85 does that when one byte in a path is not UTF-8.
-        ends = [asyncio.create_task(server.wait_for_termination()) for server in self._servers]
-        try:
-            ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
+        # Shielded: after one of these waits was cancelled, `stop` would not wait for the running calls.
+        ends = [asyncio.ensure_future(asyncio.shield(server.wait_for_termination())) for server in self._servers]
+        ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ended:
             with suppress(UnicodeDecodeError):
                 end.result()
@@ -177,12 +175,13 @@ class Server:
 
 
 @contextmanager
-def _only_ours(host: str, port: int) -> Iterator[None]:
-    """A context in which only we can bind servers to the port. Raises OSError if another process has it."""
+def _port_guard(host: str, port: int) -> Iterator[None]:
+    """A context in which no other worker can take the port. Raises OSError if another process has it."""
     ((family, *_, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     with socket.socket(family, socket.SOCK_STREAM) as guard:
         guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections do not count
         guard.bind(address)
-        # From now on our servers can share the port with this socket. Another process's own guard cannot.
+        # Now our servers can share the port with this socket. The guard of another worker cannot.
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         yield

@@ -3,8 +3,8 @@
 
 -- name: list_numbers
 -- Newest first: the ids are UUIDv7. A page begins below the last id of the page before, so it repeats and skips none.
--- Each filter is a CASE, because the planner expects that a half of the rows pass one. Written as conditions, it would
--- expect one row, and would read and sort all numbers of the organization for a page.
+-- The planner assumes that a half of the rows pass a CASE. With plain conditions it would assume one row. Then it would
+-- read and sort all numbers of the organization for a page.
 WITH caller AS (
   SELECT scopes
   FROM api_key

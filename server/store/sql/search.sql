@@ -166,10 +166,11 @@ LEFT JOIN LATERAL (
             < (part.number_type, part.sms_enabled, part.mms_enabled, part.after)
           AND strpos(n.number, :'pattern') > 0
         ORDER BY n.number_type, n.sms_enabled, n.mms_enabled, n.number
-        -- Kept apart. The index alone shows which numbers have the pattern. Few do, so only their rows are read.
+        -- OFFSET 0 keeps the planner from merging this query into the outer one. The index alone shows which numbers
+        -- have the pattern. Few do, so only their rows are read.
         OFFSET 0
-      ) AS likely
-      JOIN phone_number AS n ON n.number = likely.number
+      ) AS with_pattern
+      JOIN phone_number AS n ON n.number = with_pattern.number
       WHERE n.assignment_id IS NULL
         AND (n.free_at IS NULL OR n.free_at <= statement_timestamp())
       LIMIT :'rows'::integer
