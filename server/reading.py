@@ -18,7 +18,7 @@ from server.store import queries
 from server.store.connection import DatabaseAway, Result, Row
 from server.store.queries import Caller, Page
 from server.store.reads import QUERIES, Reader
-from server.store.searches import Search, search
+from server.store.searches import Search, prefix_of, search
 from server.store.statements import BoundStatement
 
 SHOWN_SECONDS = 3.0
@@ -61,8 +61,10 @@ class Reads:
 
     async def search(self, caller: Caller, criteria: Criteria, quantity: int, seconds: float) -> Response:
         """Find numbers that every organization can order. Those shown to others a moment ago come last."""
-        # Some of them may be shown to others before we have the result.
-        spare = min(len(self._shown) + self._wanted + quantity * (self._workers - 1), SPARE_ROWS_MAX)
+        # Some of them may be shown to others before we have the result. It takes long to find many numbers with a
+        # pattern, and another worker seldom looks for the same one.
+        of_others = 0 if criteria.pattern else quantity * (self._workers - 1)
+        spare = min(self._shown.count(criteria) + self._wanted + of_others, SPARE_ROWS_MAX)
         wanted = Search(caller.api_key_id, criteria, quantity + spare)
         self._wanted += quantity
         try:
@@ -140,9 +142,13 @@ class Shown:
     def __init__(self) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
 
-    def __len__(self) -> int:
+    def count(self, criteria: Criteria) -> int:
+        """How many of them have the area code and the pattern."""
         self._forget()
-        return len(self._until)
+        if not (criteria.area_code or criteria.pattern):
+            return len(self._until)
+        prefix, pattern = prefix_of(criteria), criteria.pattern or ""
+        return sum(pattern in number and number.startswith(prefix) for number in self._until)
 
     def choose(self, found: Sequence[AvailableNumber], quantity: int) -> list[AvailableNumber]:
         """Choose so many numbers. Those that were shown a moment ago are only taken if there are not enough others."""

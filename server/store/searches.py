@@ -29,17 +29,21 @@ class Search(NamedTuple):
     rows: int
 
 
+def prefix_of(criteria: Criteria) -> str:
+    """What the numbers begin with."""
+    return f"+1{criteria.area_code}" if criteria.area_code else "+"
+
+
 def search(wanted: Search) -> BoundStatement:
     """The statement of a search. Its first column is the scopes of the key, the others are of the numbers."""
     criteria = wanted.criteria
-    prefix = f"+1{criteria.area_code}" if criteria.area_code else "+"
     parameters = {
         "api_key_id": wanted.api_key_id,
         "number_types": _allowed(criteria.number_type, NUMBER_TYPES),
         "sms_enabled": _allowed(criteria.sms_enabled, (True, False)),
         "mms_enabled": _allowed(criteria.mms_enabled, (True, False)),
         "random_digits": _random("0123456789"),
-        "prefix": prefix,
+        "prefix": prefix_of(criteria),
         "rows": str(wanted.rows),
     }
     pattern = criteria.pattern or ""

@@ -109,7 +109,7 @@ MUTANTS = (
         "a pattern is looked for after the area code only",
         "server/store/searches.py",
         'has_pattern=f"%{pattern}%"',
-        'has_pattern=f"{prefix}%{pattern}%"',
+        'has_pattern=f"{prefix_of(criteria)}%{pattern}%"',
         SEARCHES,
     ),
     Mutant(
