@@ -73,7 +73,7 @@ MUTANTS = (
         "envoy/edge.lua",
         '    status = "504"',
         '    status = "503"',
-        "tests/faults/test_kills.py",
+        "tests/contract/test_edge_servers.py",
     ),
     Mutant(
         "a replay locks its number",
