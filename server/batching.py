@@ -28,7 +28,7 @@ from server.errors import Code, Refusal
 from server.messages import order_response
 from server.one_by_one import OneByOne
 from server.pending import PendingWrite, Queue
-from server.rules.values import Decision, Order, Placed, Replayed, Retry
+from server.rules.values import Decision, Order, Replayed, Retry
 from server.store.connection import DatabaseAway
 from server.store.orders import STATEMENTS, place, place_alone
 from server.store.transaction import OutcomeUnknown
@@ -87,10 +87,7 @@ class Batcher:
         Raises the Refusal that was decided. Raises UNAVAILABLE if the order was certainly not carried out, or TIMEOUT
         if it may have been. When the caller leaves, an order that was not sent is dropped. One that was is finished.
         """
-        decision = await self._admission.decision(order, timeout_seconds, self._put)
-        if isinstance(decision, Replayed):
-            return Response(decision.response, is_replayed=True, key_is_valid=True)
-        return Response(order_response(decision), key_is_valid=True)
+        return _response(await self._admission.decision(order, timeout_seconds, self._put))
 
     def begin(self, order: Order, deadline: float, caller: "asyncio.Future[Any]", respond: Respond) -> None:
         """Place an order without an idempotency key. What `place` returns or raises is passed to `respond`.
@@ -99,16 +96,19 @@ class Batcher:
         """
 
         def respond_to(decision: Decision) -> None:
-            if isinstance(decision, Refusal):
-                respond(decision)
-            else:
-                assert isinstance(decision, Placed)  # noqa: S101  without a key there is no earlier response
-                respond(Response(order_response(decision), key_is_valid=True))
+            respond(decision if isinstance(decision, Refusal) else _response(decision))
 
         self._admission.admit(order, deadline, caller, respond_to, self._put)
 
     def _put(self, pending: PendingWrite) -> None:
         self._queues[hash(pending.write.organization_id) % len(self._queues)].put(pending)
+
+
+def _response(decision: Any) -> Response:
+    """The response to an order that was placed, now or earlier under the same idempotency key."""
+    if isinstance(decision, Replayed):
+        return Response(decision.response, is_replayed=True, key_is_valid=True)
+    return Response(order_response(decision), key_is_valid=True)
 
 
 class _OrderQueue:

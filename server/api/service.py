@@ -27,7 +27,7 @@ class PhoneNumberService:
         """RPCs that can begin without a task of their own."""
         for resource in resources:
             for name in vars(type(resource)):
-                if not name.startswith("_"):
+                if name[0].isupper():  # begin_order is no RPC
                     setattr(self, name, getattr(resource, name))
 
     def is_full(self, method: str) -> bool:

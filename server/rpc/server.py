@@ -97,7 +97,7 @@ class Server:
         """Return when gRPC has ended one of its servers."""
         # grpcio 1.85 does that when one byte in a path is not UTF-8.
         # Shielded: after one of these waits was cancelled, `stop` would not wait for the running calls.
-        ends = [asyncio.ensure_future(asyncio.shield(server.wait_for_termination())) for server in self._servers]
+        ends = [asyncio.shield(server.wait_for_termination()) for server in self._servers]
         ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ended:
             with suppress(UnicodeDecodeError):

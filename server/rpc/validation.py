@@ -54,7 +54,7 @@ def violations_by_protovalidate(request: Message) -> dict[str, str]:
 def is_plainly_valid(order: OrderNumbersRequest) -> bool:
     """Whether an order is of the common kind that certainly breaks no rule. If not, protovalidate decides.
 
-    protovalidate costs 60 µs of an order's CPU, and this 2. A test compares them: what this accepts, it accepts too.
+    Alone in a loop protovalidate takes 11 µs and this 1. A test compares them: what this accepts, it accepts too.
     """
     numbers = order.numbers
     return (
