@@ -167,6 +167,7 @@ class PipelinedConnection:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
+        self._transformer = Transformer(connection)  # one for all results, so that it finds the loaders once
         self._warned = False
         connection.add_notice_handler(self._on_notice)
         self.backend = ""
@@ -241,9 +242,8 @@ class PipelinedConnection:
         tag = (result.command_status or b"").decode()
         if not result.ntuples:
             return Result([], tag)
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result)
-        return Result(transformer.load_rows(0, result.ntuples, tuple), tag)
+        self._transformer.set_pgresult(result)
+        return Result(self._transformer.load_rows(0, result.ntuples, tuple), tag)
 
     async def _results(self, count: int) -> list[PGresult]:
         """The results of what was sent, in its order. After it the connection has left pipeline mode."""
