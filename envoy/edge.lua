@@ -64,27 +64,50 @@ local CONTROL, NOT_PRINTABLE, NOT_ONE_HOST = "[%z\1-\8\10-\31\127]", "[^ -~]", "
 -- would break the call.
 local FORWARDED = { [":authority"] = NOT_ONE_HOST }
 for _, name in ipairs({ ":method", ":path", ":protocol", ":scheme", "authorization", "content-type", "content-length",
-  "idempotency-key", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-proto", "x-request-id",
+  "idempotency-key", "traceparent", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-proto", "x-request-id",
   "x-envoy-external-address" }) do           -- Envoy adds this last one, and its routes remove it
   FORWARDED[name] = NOT_PRINTABLE
 end
 local FORWARDED_BY_GRPC = { [":authority"] = NOT_ONE_HOST }      -- and all others
 
 -- Returns the HTTP status of an error, or nil. Then the names of the headers that `forbidden` has not: their values may
--- not contain `otherwise`. One loop does it all, because each call into Envoy costs more than our work on its result.
+-- not contain `otherwise`. Then the traceparent, if there is one. One loop does it all, because each call into Envoy
+-- costs more than our work on its result.
 local function read_headers(headers, forbidden, otherwise)
-  local bytes, count, other_names, is_improper = 0, 0, {}, false
+  local bytes, count, other_names, is_improper, traceparent = 0, 0, {}, false, nil
   for name, value in pairs(headers) do
     bytes, count = bytes + #name + #value, count + 1
+    if name == "traceparent" then traceparent = traceparent and "several" or value end
     if not forbidden[name] then other_names[#other_names + 1] = name end
     if value:find(forbidden[name] or otherwise) then is_improper = true end
   end
   if is_improper then return "400", other_names end
-  return (bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX) and "431" or nil, other_names
+  return (bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX) and "431" or nil, other_names, traceparent
 end
 
 local function remove_all(headers, names)
   for _, name in ipairs(names) do headers:remove(name) end
+end
+
+-- The place of a call in a trace: https://www.w3.org/TR/trace-context/#traceparent-header
+local TRACEPARENT = "^(%x%x)%-(" .. ("%x"):rep(32) .. ")%-(" .. ("%x"):rep(16) .. ")%-%x%x(.*)$"
+
+-- Returns the ids of the trace and of the caller's span, or nil if the traceparent is malformed.
+local function ids_in(traceparent)
+  local version, trace_id, span_id, more = traceparent:match(TRACEPARENT)
+  if not version or version == "ff" or traceparent:find("%u") then return end
+  if trace_id:find("^0+$") or span_id:find("^0+$") then return end
+  if more ~= "" and (version == "00" or more:sub(1, 1) ~= "-") then return end
+  return trace_id, span_id
+end
+
+-- Forwards a traceparent, but not its flag: a stranger must not decide that the servers trace a call. If Envoy itself
+-- traces calls, it puts its own in place of this one.
+local function set_traceparent(h, headers, traceparent)
+  local trace_id, span_id = ids_in(traceparent)
+  if not trace_id then return headers:remove("traceparent") end
+  headers:replace("traceparent", ("00-%s-%s-00"):format(trace_id, span_id))
+  store(h, "trace_id", trace_id)
 end
 
 -- The servers do not use trailers.
@@ -143,8 +166,9 @@ local function error_of_body(h, takes)
 end
 
 local function error_of_rest(h, headers, route, path, query)
-  local status, other_names = read_headers(headers, FORWARDED, CONTROL)
+  local status, other_names, traceparent = read_headers(headers, FORWARDED, CONTROL)
   if status then return status end
+  if traceparent then set_traceparent(h, headers, traceparent) end
   local more, method = nil, headers:get(":method")
   status, more = error_of_target(route, path, query, method)
   if status then return status, more end
@@ -157,8 +181,9 @@ local function error_of_rest(h, headers, route, path, query)
 end
 
 local function error_of_grpc(h, headers, path)
-  local status = read_headers(headers, FORWARDED_BY_GRPC, NOT_PRINTABLE)
+  local status, _, traceparent = read_headers(headers, FORWARDED_BY_GRPC, NOT_PRINTABLE)
   if status then return status end
+  if traceparent then set_traceparent(h, headers, traceparent) end
   -- Over HTTP/1.1 its status would be in trailers, which Envoy drops.
   if h:streamInfo():protocol() ~= "HTTP/2" then return "426" end
   if headers:get(":method") ~= "POST" then return "405" end

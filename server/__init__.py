@@ -21,6 +21,7 @@
 - errors.py            every error code, in one table
 - keys.py scopes.py    API keys as text, and what they may do
 - money.py log.py      amounts, JSON log lines
+- tracing.py spans.py  which calls are traced, and their spans; traceparent.py reads the header
 - deadlines.py         one timer for everything that waits until a deadline
 
 docs/architecture.md describes how they work together.

@@ -12,6 +12,7 @@ import yaml
 
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings, reachable
+from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
 CONTRACT = Path(errors_pb2.__file__).parent
@@ -43,7 +44,12 @@ def edge_config(settings: Settings) -> Config:
     (chain,) = listener["filter_chains"]
     if settings.tls_cert and settings.tls_key:
         chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
-    _set_http(chain["filters"][0]["typed_config"], settings)
+    http = chain["filters"][0]["typed_config"]
+    _set_http(http, settings)
+    if settings.otlp_endpoint:
+        http["tracing"] = tracing(settings)
+        config["static_resources"]["clusters"].append(otlp_cluster(settings))
+        config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
     return config
 
 
