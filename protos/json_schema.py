@@ -116,6 +116,8 @@ def request_schema(image: Image, message: Message, path_fields: Collection[str])
     """Return the schema of a JSON body. A member that may be absent may also be null. Raises Undocumented."""
     fields = [field for field in message.fields if field.name not in path_fields]
     members = {field.name: value_schema(image, field) for field in fields}
+    if inner := [field.full_name for field in fields if field.proto.type_name in image.messages]:
+        raise Undocumented(f"{inner[0]}: there is no JSON Schema for a message inside a request")
     required = [field.name for field in fields if is_required(field)]
     properties = {name: each if name in required else _or_null(each) for name, each in members.items()}
     return _object(message, properties, required) | {"additionalProperties": False}
@@ -158,7 +160,7 @@ def _type_schema(image: Image, field: Field) -> Schema:
         return dict(scalar)
     if well_known := WELL_KNOWN.get(field.proto.type_name):
         return dict(well_known)
-    if field.proto.type_name in image.messages:
+    if field.proto.type_name in image.messages and not field.proto.type_name.startswith(".google."):
         return {"$ref": f"#/components/schemas/{image.messages[field.proto.type_name].name}"}
     raise Undocumented(f"{field.full_name}: there is no JSON Schema for its type")
 

@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from protos import openapi_examples as examples
 from protos.image import Image, Method, file_comment
-from protos.json_schema import Schema, is_required, request_schema, response_schema, rule_of, value_schema
+from protos.json_schema import Schema, Undocumented, is_required, request_schema, response_schema, rule_of, value_schema
 from server.errors import ERRORS, Code
 
 ERRORS_PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -86,6 +86,8 @@ class _Operation:
 
     def __init__(self, image: Image, method: Method) -> None:
         self.image, self.method = image, method
+        if not (method.name in examples.REQUESTS and method.name in examples.RESPONSES):
+            raise Undocumented(f"{method.full_name}: protos/openapi_examples.py has no example of it")
         rule = dict(method.options[HTTP])
         self.has_body = rule.pop("body", "") == "*"
         ((self.verb, self.path),) = rule.items()  # edge_tables.py has refused everything else

@@ -13,15 +13,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from google.protobuf.json_format import ParseDict
-from google.protobuf.message_factory import GetMessageClass
 from sqlalchemy import text
 
 from server.errors import ERRORS, Code
-from server.rpc.validation import violations
-from server.run.embedded import demo
 from tests.contract.test_authorization import Things, valid_request
-from tests.support.callers import RPCS, SERVICE, TIMEOUT_SECONDS, authorization, route_of
+from tests.support.callers import TIMEOUT_SECONDS, authorization, route_of
 from tests.support.customer import Customer
 from tests.support.edge import running_edge, running_server, wait_until_ready
 from tests.support.openapi import (
@@ -32,7 +28,6 @@ from tests.support.openapi import (
     content_of,
     faults,
     operation_of,
-    resolved,
 )
 from tests.support.stack import local_settings
 
@@ -48,79 +43,7 @@ def things(rest, customer):
     return Things(rest, customer)
 
 
-# ---------------------------------------------------------------- the document itself
-
-
-def test_each_rpc_is_an_operation():
-    assert set(BY_RPC) == set(RPCS)
-    for operation in OPERATIONS:
-        route = route_of(operation.rpc)
-        assert (operation.verb, operation.template) == (route.verb, route.template)
-        assert ("requestBody" in operation.document) is route.takes_body
-
-
-def test_the_whole_table_of_errors_is_documented():
-    documented = {(status, code) for operation in OPERATIONS for status, code in operation.refusals()}
-    expected = {(spec.http_status, code.value) for code, spec in ERRORS.items()} | {(400, "VALIDATION_FAILED")}
-    assert documented == expected - {(405, "METHOD_NOT_ALLOWED")}
-    assert "MethodNotAllowed" in COMPONENTS["responses"]
-
-
-def examples_of(response):
-    content = content_of(response)
-    named = [example["value"] for example in content.get("examples", {}).values()]
-    return [*named, *([content["example"]] if "example" in content else [])]
-
-
-@each_operation
-def test_each_response_has_examples_that_fit_its_schema(operation):
-    for status, reference in operation.document["responses"].items():
-        response = resolved(reference)
-        shown = examples_of(response)
-        assert shown
-        for example in shown:
-            assert faults(content_of(response)["schema"], example) == []
-            assert example["success"] is (status == "200")
-
-
-def request_of(operation):
-    """The example of a request: the fields of its path, its query and its body."""
-    fields = {}
-    for parameter in map(resolved, operation.document.get("parameters", ())):
-        if parameter["in"] != "header" and "example" in parameter:
-            fields[parameter["name"]] = parameter["example"]
-    if "requestBody" in operation.document:
-        fields |= content_of(operation.document["requestBody"])["example"]
-    return fields
-
-
-@each_operation
-def test_the_example_of_a_request_fits_its_schema_and_the_rules(operation):
-    for parameter in map(resolved, operation.document.get("parameters", ())):
-        assert "example" in parameter or not parameter["required"]
-        if "example" in parameter:
-            assert faults(parameter["schema"], parameter["example"]) == []
-    if "requestBody" in operation.document:
-        content = content_of(operation.document["requestBody"])
-        assert faults(content["schema"], content["example"]) == []
-    message = GetMessageClass(SERVICE.methods_by_name[operation.rpc].input_type)()
-    assert violations(ParseDict(request_of(operation), message)) == {}
-
-
-@each_operation
-def test_a_field_is_required_if_the_rules_require_it(operation):
-    """An empty request breaks the rules of just these fields."""
-    message = GetMessageClass(SERVICE.methods_by_name[operation.rpc].input_type)()
-    required = {each["name"] for each in map(resolved, operation.document.get("parameters", ())) if each["required"]}
-    if "requestBody" in operation.document:
-        required |= set(resolved(content_of(operation.document["requestBody"])["schema"]).get("required", ()))
-    assert set(violations(message)) == required
-
-
-def test_the_numbers_of_the_examples_are_the_demos():
-    demos = {*demo.LOCAL, *demo.TOLL_FREE, *demo.SHORT_CODES}
-    for operation in OPERATIONS:
-        assert set(request_of(operation).get("numbers", ())) <= demos
+# ---------------------------------------------------------------- successes
 
 
 class Response(NamedTuple):
@@ -133,9 +56,6 @@ class Response(NamedTuple):
 
 def of_httpx(response):
     return Response(response.status_code, response.json(), response.headers)
-
-
-# ---------------------------------------------------------------- successes
 
 
 @each_operation
@@ -378,7 +298,7 @@ def test_a_call_without_a_good_server_is_refused_as_documented(tmp_path, code, b
 
 def sent_again(client, operation):
     """Yield the responses to the example of a request, sent over and over."""
-    route, request = route_of(operation.rpc), request_of(operation)
+    route, request = route_of(operation.rpc), operation.example()
     headers = JSON | {"authorization": authorization("am_live_" + "0" * 44)}
     for _ in range(1000):
         if route.takes_body:

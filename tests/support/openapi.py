@@ -32,6 +32,19 @@ class Operation(NamedTuple):
         assert str(status) in responses, f"{self.rpc} may not respond {status}"
         return resolved(responses[str(status)])
 
+    def parameters(self) -> list[dict[str, Any]]:
+        """Those of the path and the query."""
+        return [each for each in self.document.get("parameters", ()) if each.get("in") in ("path", "query")]
+
+    def body(self) -> dict[str, Any] | None:
+        """The content of its body, if it takes one."""
+        return content_of(self.document["requestBody"]) if "requestBody" in self.document else None
+
+    def example(self) -> dict[str, Any]:
+        """The example of a request: the fields of its path, its query and its body."""
+        shown = {each["name"]: each["example"] for each in self.parameters() if "example" in each}
+        return shown | ((self.body() or {}).get("example") or {})
+
     def refusals(self) -> Iterator[tuple[int, str]]:
         """The documented statuses with their codes."""
         for status in self.document["responses"]:
