@@ -1,6 +1,6 @@
-"""openapi.json: the REST API as OpenAPI 3.1, from the protos, server/errors.py and docs/errors.md.
+"""openapi.json: the REST API as OpenAPI 3.1, from the protos.
 
-It has one operation per RPC with the option `google.api.http`, and one schema per code of an error.
+It has one operation per RPC with the option `google.api.http`. Its refusals are in openapi_refusals.py.
 """
 
 import json
@@ -14,38 +14,12 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from protos import openapi_examples as examples
 from protos.image import Image, Method, file_comment
 from protos.json_schema import Schema, Undocumented, is_required, request_schema, response_schema, rule_of, value_schema
+from protos.openapi_refusals import REQUEST_ID, SCHEMAS, codes_of, name_of, response, response_with, schema_of
 from server.errors import ERRORS, Code
 
-ERRORS_PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
-SCHEMAS = "#/components/schemas/"
-REQUEST_ID = "^([0-7][0-9A-HJKMNP-TV-Z]{25}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$"
 # As server/rpc/idempotency_key.py reads it.
 IDEMPOTENCY_KEY = r'^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$'
 IDEMPOTENCY_KEY_AT_FAULT = {"idempotency-key": "must be one of 1..255 visible ASCII characters"}
-
-EVERY_CALL = (
-    Code.INVALID_INPUT,
-    Code.UNAUTHORIZED,
-    Code.FORBIDDEN,
-    Code.REQUEST_TIMEOUT,
-    Code.PAYLOAD_TOO_LARGE,
-    Code.UNSUPPORTED_MEDIA_TYPE,
-    Code.VALIDATION_FAILED,
-    Code.UPGRADE_REQUIRED,
-    Code.RATE_LIMITED,
-    Code.HEADERS_TOO_LARGE,
-    Code.INTERNAL,
-    Code.UNAVAILABLE,
-    Code.TIMEOUT,
-)
-EVERY_WRITE = (Code.IDEMPOTENCY_IN_PROGRESS, Code.IDEMPOTENCY_KEY_REUSED)
-SOME_CALLS: Mapping[str, Sequence[Code]] = {
-    "OrderNumbers": (Code.INSUFFICIENT_CREDIT, Code.NOT_FOUND, Code.INSUFFICIENT_INVENTORY),
-    "BulkOrderNumbers": (Code.INSUFFICIENT_CREDIT, Code.NOT_FOUND, Code.INSUFFICIENT_INVENTORY),
-    "HoldNumbers": (Code.INSUFFICIENT_INVENTORY, Code.LIMIT_EXCEEDED),
-    "FindOrder": (Code.NOT_FOUND,),
-}
-"""The refusals of each call. A call with an id in its path has NOT_FOUND, too."""
 
 
 def openapi_json(files: FileDescriptorSet) -> str:
@@ -88,6 +62,8 @@ class _Operation:
         self.image, self.method = image, method
         if not (method.name in examples.REQUESTS and method.name in examples.RESPONSES):
             raise Undocumented(f"{method.full_name}: protos/openapi_examples.py has no example of it")
+        if SCOPE not in method.options:
+            raise Undocumented(f"{method.full_name}: it has no required_scope")
         rule = dict(method.options[HTTP])
         self.has_body = rule.pop("body", "") == "*"
         ((self.verb, self.path),) = rule.items()  # edge_tables.py has refused everything else
@@ -111,16 +87,9 @@ class _Operation:
     def body_schema(self) -> Schema:
         return request_schema(self.image, self.method.request, self.path_fields)
 
-    def codes(self) -> dict[int, list[Code]]:
+    def codes(self) -> Mapping[int, Sequence[Code]]:
         """The codes of its refusals, by HTTP status."""
-        codes = {*EVERY_CALL, *SOME_CALLS.get(self.method.name, ()), *(EVERY_WRITE if self.is_write else ())}
-        codes |= {Code.NOT_FOUND} if self.path_fields else set()
-        found: dict[int, list[Code]] = {}
-        for code in sorted(codes, key=list(Code).index):
-            found.setdefault(ERRORS[code].http_status, []).append(code)
-        if self.path_fields:
-            found[400].append(Code.VALIDATION_FAILED)
-        return dict(sorted(found.items()))
+        return codes_of(self.method, has_path_fields=bool(self.path_fields), is_write=self.is_write)
 
     def _parameters(self) -> list[Schema]:
         fields = [field for field in self.method.request.fields if field.name in self.path_fields or not self.has_body]
@@ -147,17 +116,17 @@ class _Operation:
         return {"description": self.method.request.comment, "required": True, "content": {"application/json": content}}
 
     def _success(self) -> Schema:
-        headers = ["X-Request-Id", "Idempotency-Replayed"] if self.is_write else ["X-Request-Id"]
+        headers = ["Idempotency-Replayed"] if self.is_write else []
         schema = {"$ref": f"{SCHEMAS}{self.method.response.name}"}
         example = {"success": True} | examples.RESPONSES[self.method.name]
-        return _response(self.method.response.comment, headers, schema, {"example": example})
+        return response(self.method.response.comment, headers, schema, {"example": example})
 
     def _refusals(self) -> Iterable[tuple[str, Schema]]:
         for status, codes in self.codes().items():
             # The fields of each call are others.
             inline = status == ERRORS[Code.VALIDATION_FAILED].http_status
-            ref = {"$ref": f"#/components/responses/{_name_of_response(codes)}"}
-            yield str(status), _refusal(codes, self._fields_at_fault()) if inline else ref
+            ref = {"$ref": f"#/components/responses/{name_of(codes)}"}
+            yield str(status), response_with(codes, self._fields_at_fault()) if inline else ref
 
     def _fields_at_fault(self) -> dict[str, str]:
         """An example of `details`: the first field that has a rule."""
@@ -170,73 +139,8 @@ def _example(value: Any) -> Schema:
     return {} if value is None else {"example": value}
 
 
-# ---------------------------------------------------------------- refusals
-
-
-def _when() -> Mapping[str, str]:
-    """Return what docs/errors.md tells of each code: when it happens, and what to do next."""
-    row = re.compile(r"\| \d+ \| `\w+` \| `(\w+)` \| (.*) \| (.*) \|")
-    return {match[1]: f"`{match[1]}`: {match[2]} {match[3]}" for match in row.finditer(ERRORS_PAGE.read_text())}
-
-
-def _camel(code: Code) -> str:
-    return code.title().replace("_", "")
-
-
-def _name_of_response(codes: Iterable[Code]) -> str:
-    return "Or".join(map(_camel, codes))
-
-
-def _refusal(codes: Sequence[Code], details: Mapping[str, str] | None = None) -> Schema:
-    """Return the response with one of these codes. `details` are the example's with VALIDATION_FAILED."""
-    when = _when()
-    refs = [{"$ref": f"{SCHEMAS}{_camel(code)}"} for code in codes]
-    headers = ["X-Request-Id", *(["Retry-After"] if any(ERRORS[code].retry_seconds for code in codes) else [])]
-    headers += [HEADER_OF[code] for code in codes if code in HEADER_OF]
-    shown = {code: {"value": _refusal_example(code, details)} for code in codes}
-    description = "\n\n".join(when[code] for code in codes)
-    return _response(description, headers, refs[0] if len(refs) == 1 else {"oneOf": refs}, {"examples": shown})
-
-
-def _refusal_example(code: Code, details: Mapping[str, str] | None) -> Schema:
-    more = dict(examples.REFUSALS.get(code, {}))
-    error = {"code": code, "message": more.pop("message", ERRORS[code].message), "request_id": examples.REQUEST_ID}
-    if code == Code.VALIDATION_FAILED and details:
-        more["details"] = details
-    if "details" in more:
-        error["details"] = more.pop("details")
-    return {"success": False, "error": error} | more
-
-
-def _response(description: str, headers: Iterable[str], schema: Schema, example: Schema) -> Schema:
-    return {
-        "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
-        "content": {"application/json": {"schema": schema, **example}},
-    }
-
-
-def _refusal_schema(image: Image, code: Code) -> Schema:
-    """Return the schema of ErrorResponse with this code, and with the members that it has then."""
-    response, error = (response_schema(image, image.messages[f".ordernumbers.v1.{name}"])
-                       for name in ("ErrorResponse", "Error"))  # fmt: skip
-    error["properties"]["code"]["enum"] = [code]
-    error["properties"]["request_id"]["pattern"] = REQUEST_ID
-    if code == Code.VALIDATION_FAILED:
-        error["required"].append("details")
-    elif code != Code.INVALID_INPUT:
-        del error["properties"]["details"]
-    if code == Code.INSUFFICIENT_INVENTORY:
-        response["required"].append("data")
-    else:
-        del response["properties"]["data"]
-    response["properties"]["error"] = error
-    return response | {"description": _when()[code]}
-
-
 # ---------------------------------------------------------------- components
 
-HEADER_OF = {Code.UNAUTHORIZED: "WWW-Authenticate", Code.METHOD_NOT_ALLOWED: "Allow"}
 HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": {
         "description": "The id of the call, a ULID, or a UUID if the edge is out of memory. Quote it when you ask for "
@@ -268,21 +172,21 @@ IDEMPOTENCY_KEY_PARAMETER = {
     "description": "A new one for each new request, such as a UUID: 1 to 255 visible ASCII characters, bare or in "
     "double quotes. A request that is sent twice with it is carried out once.",
     "required": False,
+    # No example. A page would send the same one with each call, which is refused.
     "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY},
-    "example": examples.IDEMPOTENCY_KEY,
 }
 
 
 def _components(image: Image, operations: Sequence[_Operation]) -> Schema:
-    shared = {_name_of_response(codes): _refusal(codes)
+    shared = {name_of(codes): response_with(codes)
               for operation in operations for codes in operation.codes().values()
               if codes[0] != Code.VALIDATION_FAILED}  # fmt: skip
     # No operation is refused with it. It is here so that the document has the whole table of errors.
-    shared[_camel(Code.METHOD_NOT_ALLOWED)] = _refusal([Code.METHOD_NOT_ALLOWED])
+    shared[name_of([Code.METHOD_NOT_ALLOWED])] = response_with([Code.METHOD_NOT_ALLOWED])
     bodies = {each.method.request.name: each.body_schema() for each in operations if each.has_body}
     responses = {each.name: response_schema(image, each) for each in _printed(image, operations)}
     responses["Error"]["properties"]["code"]["enum"] = list(Code)
-    codes = {_camel(code): _refusal_schema(image, code) for code in Code}
+    codes = {name_of([code]): schema_of(image, code) for code in Code}
     return {
         "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer", "description": "`am_live_…`"}},
         "parameters": {"IdempotencyKey": IDEMPOTENCY_KEY_PARAMETER},

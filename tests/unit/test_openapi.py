@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from google.protobuf.json_format import ParseDict
 
 from buf.validate import validate_pb2
+from ordernumbers.v1 import options_pb2
 from protos.image import Image
 from protos.json_schema import Undocumented, request_schema
 from protos.openapi import IDEMPOTENCY_KEY, openapi_json
@@ -232,9 +233,18 @@ def test_what_has_no_json_schema_is_refused_by_its_name(change, named):
         request_schema(image, image.messages[".test.Request"], ())
 
 
-def test_an_rpc_without_an_example_is_refused_by_its_name():
+def rename(rpc):
+    rpc.name = "SellNumbers"
+
+
+def without_scope(rpc):
+    rpc.options.ClearExtension(options_pb2.required_scope)
+
+
+@pytest.mark.parametrize(("change", "named"), [(rename, "SellNumbers: .*example"), (without_scope, "required_scope")])
+def test_an_rpc_without_an_example_or_a_scope_is_refused_by_its_name(change, named):
     files = FileDescriptorSet.FromString(FILES.SerializeToString())
     (service,) = (service for file in files.file for service in file.service)
-    service.method[0].name = "SellNumbers"
-    with pytest.raises(Undocumented, match=r"SellNumbers: .*example"):
+    change(service.method[0])
+    with pytest.raises(Undocumented, match=named):
         openapi_json(files)
