@@ -128,7 +128,7 @@ def assert_documented(operation: Operation, status: int, headers: Mapping[str, s
 
 
 def assert_as_documented(response: httpx.Response) -> None:
-    """As an event hook of httpx: a response of the edge is one that the document has, if it has the request at all."""
+    """An event hook of httpx. A response is one that the document has. Without an operation it is some refusal."""
     request = response.request
     target = request.extensions.get("target", request.url.raw_path).decode()
     response.read()
