@@ -75,7 +75,7 @@ class _Operation:
         parameters = self._parameters()
         return {
             "operationId": self.method.name,
-            "summary": self.method.comment.partition(".")[0].partition(":")[0],
+            "summary": _in_words(self.method.name),
             "description": f"{self.method.comment}\n\nThe API key needs the scope `{scope}`.",
             "tags": [_tag(self.method)],
             "security": [{"api_key": [scope]}],
@@ -133,6 +133,11 @@ class _Operation:
         fields = (field for field in self.method.request.fields if field.name not in self.path_fields)
         faults = ({field.name: rule} for field in fields if (rule := rule_of(field)))
         return next(faults, IDEMPOTENCY_KEY_AT_FAULT)
+
+
+def _in_words(method: str) -> str:
+    """Return `Order numbers` for `OrderNumbers`: a short title for the reference page."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", method).capitalize()
 
 
 def _example(value: Any) -> Schema:
