@@ -56,9 +56,10 @@ pins: $(READY) ## resolve requirements.txt from pyproject.toml again
 clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) .data
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-docs.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
