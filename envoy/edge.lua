@@ -25,8 +25,15 @@ end
 -- In envoy.yaml the metadata of its routes has this path. So the access log has it from there, which costs less.
 local LOGGED_BY_ENVOY = "/v1/phone-numbers/orders"
 
+-- Returns the route of a page with which Envoy itself responds. server/run/docs_page.py adds such routes to Envoy, if
+-- they are not switched off. Other paths do not get as far as the calls into Envoy.
+local function find_page(h, path)
+  if path ~= "/openapi.json" and not path:find("^/docs") or h:streamInfo():routeName() ~= "docs" then return nil end
+  return { name = path, allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
+end
+
 -- Returns the route, if there is one, then the path and the query.
-local function find_route(target)
+local function find_route(h, target)
   local route = ROUTE_BY_NAME[target]
   if route then return route, target, "" end
   local path, query = target:match("^([^?]*)%??(.*)$")
@@ -34,7 +41,7 @@ local function find_route(target)
   for _, candidate in ipairs(ROUTES_WITH_VARIABLES) do
     if path:find(candidate.path) then return candidate, path, query end
   end
-  return nil, path, query
+  return find_page(h, path), path, query
 end
 
 local function is_grpc(media_type)
@@ -195,7 +202,7 @@ end
 local function error_of_request(h)
   local headers = h:headers()
   headers:replace("x-request-id", ulid.make(h:timestamp(), headers:get("x-request-id")))
-  local route, path, query = find_route(headers:get(":path") or "")
+  local route, path, query = find_route(h, headers:get(":path") or "")
   if not route and is_grpc(headers:get("content-type") or "") then return error_of_grpc(h, headers, path) end
   return error_of_rest(h, headers, route, path, query)
 end
@@ -203,7 +210,7 @@ end
 -- Remembers for the response and the access log what the call is and why it is refused.
 local function remember(h, status, details)
   local headers = h:headers()
-  local route, path = find_route(headers:get(":path") or "")
+  local route, path = find_route(h, headers:get(":path") or "")
   local grpc = not route and is_grpc(headers:get("content-type") or "")
   store(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$") or nil)
   store(h, "id", headers:get("x-request-id"))
@@ -320,7 +327,7 @@ local GRPC_ROUTES = { grpc = true, health = true, reflection = true }
 -- id could be the client's own.
 local function call_of(h, headers)
   local request, envoy_route = h:requestHeaders(), h:streamInfo():routeName()
-  local route = request and find_route(request:get(":path") or "")
+  local route = request and find_route(h, request:get(":path") or "")
   if route then store(h, "path", route.name) end
   local is_unknown = envoy_route == "" and not route
   local grpc = GRPC_ROUTES[envoy_route] or is_unknown and is_grpc(headers:get("content-type") or "")

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """The private key of `tls_cert` (PEM)."""
     edge_reflection: bool = False
     """Whether the edge also serves gRPC reflection."""
+    edge_docs: bool = True
+    """Whether the edge also serves the reference page at /docs, and its document at /openapi.json."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Calls per second and API key that one edge accepts. It refuses more with RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000

@@ -16,6 +16,7 @@ from typing import IO, Any
 from server.config import Settings
 from server.errors import OperatorError
 from server.log import log_as_json
+from server.run.docs_page import write_docs_files
 from server.run.edge_config import edge_config, longest_call_ms
 from server.run.embedded.files import take_lock_file
 from server.run.embedded.guard import guarded
@@ -129,10 +130,11 @@ class Edge:
 
 
 def write_config(settings: Settings) -> Path:
-    """Write the configuration for `envoy_command` into the data folder, and return its path."""
+    """Write the configuration for `envoy_command`, and files that it names, into the data folder. Return its path."""
     # The port is in the name, because several edges may share a data folder.
     path = settings.data_dir / f"envoy-{settings.rest_port}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_docs_files(settings)
     path.write_text(json.dumps(edge_config(settings), indent=1))
     return path
 

@@ -12,6 +12,7 @@ import yaml
 
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings, reachable
+from server.run.docs_page import BODY_BYTES_MAX, docs_routes
 from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
@@ -103,6 +104,9 @@ def _set_http(http: Config, settings: Settings) -> None:
     http["stream_idle_timeout"] = _duration(longest_call_ms(settings) + 30_000)
     (host,) = http["route_config"]["virtual_hosts"]
     _set_routes(host["routes"], settings)
+    if docs := docs_routes(settings):
+        host["routes"] += docs
+        http["route_config"]["max_direct_response_body_size_bytes"] = BODY_BYTES_MAX
 
 
 def _set_rate_limit(limit: Config, settings: Settings) -> None:
