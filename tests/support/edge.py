@@ -67,8 +67,8 @@ def stat(settings: Settings, name: str) -> int:
 
 
 @contextmanager
-def running_server(port: int, behaviour) -> Iterator[None]:
-    """A gRPC server that is SERVING. Each of its methods returns `behaviour(request, context)`."""
+def running_server(port: int, behaviour, status: str = "SERVING") -> Iterator[None]:
+    """A gRPC server with that health. Each of its methods returns `behaviour(request, context)`."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             behaviour,
@@ -78,7 +78,7 @@ def running_server(port: int, behaviour) -> Iterator[None]:
         for method in SERVICE.methods
     }
     healthy = health.HealthServicer()
-    healthy.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
+    healthy.set(SERVICE.full_name, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
     with ThreadPoolExecutor(8) as threads:
         # Without this option two servers could share a port by mistake.
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0)])
