@@ -67,8 +67,9 @@ def free_ports(count: int) -> int:
 def local_settings(data_dir: Path, **settings) -> Settings:
     """Settings with free ports and two workers."""
     workers = settings.setdefault("workers", 2)
-    first = free_ports(1 + workers)
-    ports = {"rest_port": first, "grpc_port": first + 1}
+    first = free_ports(2 + 2 * workers)
+    ports = {"rest_port": first, "edge_metrics_port": first + 1}
+    ports |= {"grpc_port": first + 2, "metrics_port": first + 2 + workers}
     return Settings(**{"data_dir": data_dir, "database_url": None, "drain_ms": 1000, **ports, **settings})
 
 

@@ -30,7 +30,7 @@ LAYERS = [
     {"store"},
     {"messages"},
     {"rules"},
-    {"config", "deadlines", "errors", "keys", "log", "money", "scopes"},
+    {"config", "deadlines", "errors", "keys", "log", "metrics", "money", "scopes"},
 ]
 
 
