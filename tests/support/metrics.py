@@ -1,5 +1,6 @@
 """What the metrics pages of workers and edge show."""
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -31,6 +32,11 @@ def samples(ports: Iterable[int]) -> list[Sample]:
     ]
 
 
+def names(port: int) -> set[str]:
+    """The names of all samples of a page, as it has them."""
+    return set(re.findall(r"^([a-zA-Z_:][\w:]*)", page(port), re.MULTILINE))
+
+
 class Metrics:
     """The metrics of several workers, added up."""
 
@@ -42,5 +48,9 @@ class Metrics:
         return sum(
             sample.value
             for sample in samples(self._ports)
-            if sample.name == name and labels.items() <= sample.labels.items()
+            if _plain(sample.name) == _plain(name) and labels.items() <= sample.labels.items()
         )
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("_total")  # the parser adds it to the names of Envoy's counters
