@@ -9,14 +9,16 @@ from shutil import which
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import FAMILIES
 from tests.support.callers import ROUTE
-from tests.support.metrics import names
+from tests.support.metrics import names, page
 from tests.support.stack import COMMAND, environment_of, wait_until
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy/prometheus"
+DOCUMENT = (ROOT / "docs/metrics.md").read_text()
 RULES = [rule for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for rule in group["rules"]]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 DASHBOARD = json.loads((ROOT / "deploy/grafana/ordernumbers.json").read_text())
@@ -52,12 +54,25 @@ def names_in(expression):
     return set(re.findall(r"(?<![\w:.])([a-zA-Z_:][\w:]*)(?!\s*\(|[\w:])", expression)) - OF_PROMQL
 
 
+def documented():
+    """The labels of each metric of ours, from the tables."""
+    rows = [line.split("|") for line in DOCUMENT.splitlines() if line.startswith("| `ordernumbers_")]
+    return {name.strip(" `"): set(re.findall(r"`(\w+)`", labels)) for _, name, labels, *_ in rows}
+
+
 @pytest.fixture(scope="module")
-def live(service, tmp_path_factory):
+def check_file(service, tmp_path_factory):
+    file = tmp_path_factory.mktemp("check") / "ordernumbers.prom"
+    command = [COMMAND, "check", "--metrics-file", file]
+    subprocess.run(command, env=environment_of(service.settings), capture_output=True, check=False)
+    return file.read_text()
+
+
+@pytest.fixture(scope="module")
+def live(service, check_file):
     """The names that workers, an edge and a check show."""
-    settings, file = service.settings, tmp_path_factory.mktemp("check") / "ordernumbers.prom"
-    subprocess.run([COMMAND, "check", "--metrics-file", file], env=environment_of(settings), check=False)
-    of_check = set(re.findall(r"^(\w+) ", file.read_text(), re.MULTILINE))
+    settings = service.settings
+    of_check = set(re.findall(r"^(\w+) ", check_file, re.MULTILINE))
     assert httpx.post(f"{service.rest_url}{ROUTE}", json={}).status_code == 401
     # Envoy adds up its histograms every few seconds.
     wait_until(lambda: "envoy_http_downstream_rq_time_bucket" in names(settings.edge_metrics_port))
@@ -82,6 +97,29 @@ def test_every_metric_of_the_dashboard_exists(live):
     used = set().union(*map(names_in, expressions()))
     assert len(used) > 30
     assert used - live - RECORDED == set()
+
+
+def test_the_page_of_the_docs_has_exactly_the_metrics_and_labels_that_are_shown(service, check_file, live):
+    shown = {}
+    families = text_string_to_metric_families(check_file + "".join(map(page, service.settings.metrics_ports)))
+    for family in families:
+        for sample in family.samples:
+            name = sample.name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+            if name.startswith("ordernumbers_"):
+                shown.setdefault(name, set()).update(sample.labels.keys() - {"le"})
+    assert documented() == shown
+
+
+def test_the_page_of_the_docs_has_every_alert_with_its_severity():
+    rows = [line.strip("| ").split(" | ")[:2] for line in DOCUMENT.splitlines() if line.startswith("| `OrderNumbers")]
+    expected = [(f"`{rule['alert']}`", rule["labels"]["severity"]) for rule in RULES if "alert" in rule]
+    assert sorted(map(tuple, rows)) == sorted(expected)
+
+
+def test_the_metrics_of_the_edge_that_the_docs_name_exist(live):
+    named = set(re.findall(r"`(envoy_\w+)`", DOCUMENT)) - {"envoy_response_code_class"}
+    assert len(named) > 5
+    assert named - {name.removesuffix("_bucket") for name in live} == set()
 
 
 def test_the_dashboard_has_every_metric_of_a_worker():
