@@ -66,16 +66,16 @@ def serve_metrics(host: Address, port: int) -> None:
 
 
 class _WorkerMetrics(Collector):
-    """All metrics of server/metrics.py."""
+    """All metrics of server/metrics.py, and the version that runs."""
+
+    def __init__(self) -> None:
+        versions = {"version": version("ordernumbers"), "python": platform.python_version()}
+        self._build = InfoMetricFamily("ordernumbers_build", "The version that runs.", value=versions)
 
     def collect(self) -> Iterator[Metric]:
         for refresh in metrics.before_scrape:
             refresh()
-        yield InfoMetricFamily(
-            "ordernumbers_build",
-            "The version that runs.",
-            value={"version": version("ordernumbers"), "python": platform.python_version()},
-        )
+        yield self._build
         lines = count(1)
         for family in FAMILIES:
             metric = _metric(family)

@@ -21,7 +21,7 @@ from server.errors import OperatorError
 from server.run import edge, edge_config
 from tests.support.callers import failure
 from tests.support.edge import access_log, running_edge, running_server, sell, wait_until_ready
-from tests.support.stack import local_settings, wait_until
+from tests.support.stack import has_ipv6, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"numbers": ["+14155550100"]}
@@ -174,14 +174,6 @@ def test_an_edge_whose_memory_is_full_refuses_with_retry_after(tmp_path, monkeyp
             method = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
             error = refusal(channel, method)
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "service unavailable")
-
-
-def has_ipv6():
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

@@ -129,3 +129,19 @@ def test_the_page_has_the_days_until_the_certificate_ends(tmp_path):
     settings = local_settings(tmp_path, workers=1, **files)
     with running_edge(settings):
         wait_until(lambda: of_edge(settings).total("envoy_server_days_until_first_cert_expiring") == 9)
+
+
+def test_the_page_can_be_reached_when_the_memory_of_the_edge_is_full(tmp_path, monkeypatch):
+    render = edge.edge_config
+
+    def with_full_memory(settings):
+        config = render(settings)
+        config["overload_manager"]["resource_monitors"][1]["typed_config"]["max_heap_size_bytes"] = 1
+        return config
+
+    monkeypatch.setattr(edge, "edge_config", with_full_memory)
+    settings = local_settings(tmp_path, workers=1)
+    with running_edge(settings):
+        full = "envoy_overload_envoy_overload_actions_reject_incoming_connections_active"
+        wait_until(lambda: of_edge(settings).total(full) == 1)
+        assert of_edge(settings).total("envoy_server_live") == 1

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -11,7 +12,7 @@ from tests.support.callers import Grpc
 from tests.support.customer import Customer
 from tests.support.metrics import Metrics
 from tests.support.proxy import AFTER_COMMIT, BEFORE_COMMIT
-from tests.support.stack import Up, local_settings, wait_until
+from tests.support.stack import Up, has_ipv6, local_settings, wait_until
 
 
 @pytest.fixture
@@ -88,6 +89,14 @@ def test_orders_whose_rows_are_locked_are_counted_as_skipped_and_retried(metrics
     assert metrics.total("ordernumbers_failed_attempts_total", reason="locked") > 1
     assert metrics.total("ordernumbers_lock_skips_total") == 1
     assert metrics.total("ordernumbers_retries_total", queue="orders") == 1
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_the_page_can_be_at_an_address_of_ipv6(proxy, open_path):
+    settings = local_settings(open_path / ".data", database_url=proxy.url, workers=1, metrics_bind="::1")
+    with Up(settings, open_path / "serve", command="serve") as serve:
+        serve.until_logged("serving on")
+        assert "ordernumbers_database_up 1.0" in httpx.get(f"http://[::1]:{settings.metrics_port}/metrics").text
 
 
 def test_the_page_stays_while_a_worker_drains(serve, metrics):

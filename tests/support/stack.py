@@ -64,6 +64,14 @@ def free_ports(count: int) -> int:
             return first
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def local_settings(data_dir: Path, **settings) -> Settings:
     """Settings with free ports and two workers."""
     workers = settings.setdefault("workers", 2)
