@@ -73,6 +73,11 @@ class Batcher:
         """Orders that wait or run."""
         return self._admission.count
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The lengths of the queues, by name."""
+        return {"orders": sum(queue.length for queue in self._queues), **self._retries.waiting}
+
     async def check(self) -> None:
         """Return if an order could be carried out now. Raises DatabaseAway."""
         connections = [*(queue.connection for queue in self._queues), *self._retries.connections]
@@ -131,6 +136,10 @@ class _OrderQueue:
         self._skip_until = 0.0
         self._shared_until = 0.0
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def length(self) -> int:
+        return self._queue.length
 
     def put(self, pending: PendingWrite) -> None:
         if self._closing:

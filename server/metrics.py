@@ -92,7 +92,6 @@ CALL_SECONDS = _histogram("call_duration_seconds", "How long calls took in the w
 KEYS = _counter(
     "key_lookups", "How API keys were found.", ("result",), ("cached", "found", "unknown", "failed", "refused")
 )
-KEY_CACHED = KEYS["cached",]
 
 # ---------------------------------------------------------------- writes
 
@@ -140,11 +139,10 @@ DATABASE_UP = _gauge("database_up", "1 if the last health check could have carri
 
 
 before_scrape: list[Callable[[], None]] = []
-"""Called when the page is asked for, in the page's thread. They set gauges, and read nothing but plain values."""
+"""Called when the page is asked for, in the page's thread. They set what others count, and read only plain values."""
 
 
-def observe_calls(calls: Iterable[tuple[str, str, float]]) -> None:
-    """Count calls that have ended: the name of the method, the code, and the duration in seconds."""
-    for method, code, seconds in calls:
-        CALLS[method, code].value += 1
-        CALL_SECONDS[method,].observe(seconds)
+def count_call(method: str, code: str, seconds: float) -> None:
+    """Count a call that has ended."""
+    CALLS[method, code].value += 1
+    CALL_SECONDS[method,].observe(seconds)

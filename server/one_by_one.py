@@ -56,6 +56,11 @@ class OneByOne:
         """Whether no new write should come."""
         return self._closing
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The length of its queue, by the queue's name."""
+        return {self._queue.name: self._queue.length}
+
     def put(self, pending: PendingWrite) -> None:
         self._queue.put(pending)
         self._changed.set()

@@ -114,7 +114,7 @@ class PendingWrite:
 
 def _count(pending: PendingWrite, decision: Decision | Outcome | None) -> None:
     """Count what became of a write."""
-    placed = decision.result if isinstance(decision, Done) else decision
+    placed = decision if isinstance(decision, Placed) else decision.result if isinstance(decision, Done) else None
     if isinstance(placed, Placed):
         metrics.ORDERS_PLACED.value += 1
         metrics.NUMBERS_SOLD.value += len(placed.order.numbers)
@@ -141,7 +141,6 @@ class Queue:
 
     def put(self, pending: PendingWrite) -> None:
         self.length += 1
-        metrics.QUEUE_LENGTH[self.name,].value += 1
         pending.queued_at = time.monotonic()
         self.by_organization.setdefault(pending.write.organization_id, deque()).append(pending)
 
@@ -195,7 +194,6 @@ class Queue:
 
     def _note_taken(self, taken: Sequence[PendingWrite]) -> None:
         self.length -= len(taken)
-        metrics.QUEUE_LENGTH[self.name,].value -= len(taken)
         waits, now = metrics.QUEUE_SECONDS[self.name,], time.monotonic()
         for pending in taken:
             waits.observe(now - pending.queued_at)

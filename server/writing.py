@@ -33,6 +33,11 @@ class Writer:
         """Writes that wait or run."""
         return self._admission.count
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The length of the queue, by its name."""
+        return self._writes.waiting
+
     async def check_if_idle(self) -> None:
         """Test the connections that are open and not in use. Close those that are lost."""
         await asyncio.gather(*(connection.check_if_idle() for connection in self._writes.connections))

@@ -68,6 +68,9 @@ class Server:
         shared = Shared(settings)
         self._keys = Reader(database_url, settings, KEYS)
         self._reads = Reads(settings, database_url, worker)
+        self._authenticator = Authenticator(
+            self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second
+        )
         self._batcher = Batcher(settings, database_url, shared)
         self._writer = Writer(settings, database_url, shared)
         self._health = health.aio.HealthServicer()
@@ -80,7 +83,7 @@ class Server:
         """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
         self = cls(settings, database_url, port - settings.grpc_port)
         self._add_services()
-        metrics.before_scrape.append(self._set_gauges)
+        metrics.before_scrape.append(self._set_metrics)
         try:
             with _port_guard(str(settings.grpc_bind), port):
                 for server in self._servers:
@@ -124,9 +127,8 @@ class Server:
 
     def _add_services(self) -> None:
         settings = self._settings
-        authenticator = Authenticator(self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second)
         service = PhoneNumberService(settings, self._batcher, self._writer, self._reads)
-        handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
+        handlers = Calls(settings, self._authenticator, service.is_full).handlers(SERVICE, service)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         for server in self._servers:
             server.add_generic_rpc_handlers([handlers])
@@ -175,7 +177,8 @@ class Server:
         if not self._draining:
             await self._report(serving)
 
-    def _set_gauges(self) -> None:
+    def _set_metrics(self) -> None:
+        """Set what is not counted in server/metrics.py, because that would cost more."""
         settings = self._settings
         for kind, part, count_max in (
             ("orders", self._batcher, settings.orders_in_progress_max),
@@ -184,6 +187,9 @@ class Server:
         ):
             metrics.IN_PROGRESS[kind,].value = part.in_progress
             metrics.IN_PROGRESS_MAX[kind,].value = count_max
+        for queue, length in (self._batcher.waiting | self._writer.waiting).items():
+            metrics.QUEUE_LENGTH[queue,].value = length
+        metrics.KEYS["cached",].value = self._authenticator.cache_hits
 
     async def _report(self, serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
