@@ -43,9 +43,10 @@ gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from server/co
 check-gen: gen ## fail if a generated file is not up to date
 	git diff --exit-code -- $(GENERATED) && test -z "$$(git status --porcelain -- $(GENERATED))"
 
-lint: $(READY) ## run ruff, mypy, buf lint and squawk
+lint: $(READY) ## run ruff, mypy, buf lint, openapi-spec-validator and squawk
 	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py docs/generate.py
 	$(RUN) python protos/generate.py --image $(VENV)/image.binpb && $(RUN) buf lint $(VENV)/image.binpb --path ordernumbers
+	$(RUN) openapi-spec-validator gen/ordernumbers/v1/openapi.json
 	$(RUN) squawk server/store/migrations/versions/*.sql
 
 pins: $(READY) ## resolve requirements.txt from pyproject.toml again
@@ -55,9 +56,10 @@ pins: $(READY) ## resolve requirements.txt from pyproject.toml again
 clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) .data
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-docs.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -25,8 +25,15 @@ end
 -- In envoy.yaml the metadata of its routes has this path. So the access log has it from there, which costs less.
 local LOGGED_BY_ENVOY = "/v1/phone-numbers/orders"
 
+-- Returns the route of a page with which Envoy itself responds. server/run/docs_page.py adds such routes to Envoy, if
+-- they are not switched off. Other paths do not get as far as the calls into Envoy.
+local function find_page(h, path)
+  if path ~= "/openapi.json" and not path:find("^/docs") or h:streamInfo():routeName() ~= "docs" then return nil end
+  return { name = path, allow = "GET, HEAD", GET = { query = {} }, HEAD = { query = {} } }
+end
+
 -- Returns the route, if there is one, then the path and the query.
-local function find_route(target)
+local function find_route(h, target)
   local route = ROUTE_BY_NAME[target]
   if route then return route, target, "" end
   local path, query = target:match("^([^?]*)%??(.*)$")
@@ -34,7 +41,7 @@ local function find_route(target)
   for _, candidate in ipairs(ROUTES_WITH_VARIABLES) do
     if path:find(candidate.path) then return candidate, path, query end
   end
-  return nil, path, query
+  return find_page(h, path), path, query
 end
 
 local function is_grpc(media_type)
@@ -64,27 +71,50 @@ local CONTROL, NOT_PRINTABLE, NOT_ONE_HOST = "[%z\1-\8\10-\31\127]", "[^ -~]", "
 -- would break the call.
 local FORWARDED = { [":authority"] = NOT_ONE_HOST }
 for _, name in ipairs({ ":method", ":path", ":protocol", ":scheme", "authorization", "content-type", "content-length",
-  "idempotency-key", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-proto", "x-request-id",
+  "idempotency-key", "traceparent", "transfer-encoding", "user-agent", "x-forwarded-for", "x-forwarded-proto", "x-request-id",
   "x-envoy-external-address" }) do           -- Envoy adds this last one, and its routes remove it
   FORWARDED[name] = NOT_PRINTABLE
 end
 local FORWARDED_BY_GRPC = { [":authority"] = NOT_ONE_HOST }      -- and all others
 
 -- Returns the HTTP status of an error, or nil. Then the names of the headers that `forbidden` has not: their values may
--- not contain `otherwise`. One loop does it all, because each call into Envoy costs more than our work on its result.
+-- not contain `otherwise`. Then the traceparent, if there is one. One loop does it all, because each call into Envoy
+-- costs more than our work on its result.
 local function read_headers(headers, forbidden, otherwise)
-  local bytes, count, other_names, is_improper = 0, 0, {}, false
+  local bytes, count, other_names, is_improper, traceparent = 0, 0, {}, false, nil
   for name, value in pairs(headers) do
     bytes, count = bytes + #name + #value, count + 1
+    if name == "traceparent" then traceparent = traceparent and "several" or value end
     if not forbidden[name] then other_names[#other_names + 1] = name end
     if value:find(forbidden[name] or otherwise) then is_improper = true end
   end
   if is_improper then return "400", other_names end
-  return (bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX) and "431" or nil, other_names
+  return (bytes > HEADERS_BYTES_MAX or count > HEADERS_MAX) and "431" or nil, other_names, traceparent
 end
 
 local function remove_all(headers, names)
   for _, name in ipairs(names) do headers:remove(name) end
+end
+
+-- The place of a call in a trace: https://www.w3.org/TR/trace-context/#traceparent-header
+local TRACEPARENT = "^(%x%x)%-(" .. ("%x"):rep(32) .. ")%-(" .. ("%x"):rep(16) .. ")%-%x%x(.*)$"
+
+-- Returns the ids of the trace and of the caller's span, or nil if the traceparent is malformed.
+local function ids_in(traceparent)
+  local version, trace_id, span_id, more = traceparent:match(TRACEPARENT)
+  if not version or version == "ff" or traceparent:find("%u") then return end
+  if trace_id:find("^0+$") or span_id:find("^0+$") then return end
+  if more ~= "" and (version == "00" or more:sub(1, 1) ~= "-") then return end
+  return trace_id, span_id
+end
+
+-- Forwards a traceparent, but not its flag: a stranger must not decide that the servers trace a call. If Envoy itself
+-- traces calls, it puts its own in place of this one.
+local function set_traceparent(h, headers, traceparent)
+  local trace_id, span_id = ids_in(traceparent)
+  if not trace_id then return headers:remove("traceparent") end
+  headers:replace("traceparent", ("00-%s-%s-00"):format(trace_id, span_id))
+  store(h, "trace_id", trace_id)
 end
 
 -- The servers do not use trailers.
@@ -143,8 +173,9 @@ local function error_of_body(h, takes)
 end
 
 local function error_of_rest(h, headers, route, path, query)
-  local status, other_names = read_headers(headers, FORWARDED, CONTROL)
+  local status, other_names, traceparent = read_headers(headers, FORWARDED, CONTROL)
   if status then return status end
+  if traceparent then set_traceparent(h, headers, traceparent) end
   local more, method = nil, headers:get(":method")
   status, more = error_of_target(route, path, query, method)
   if status then return status, more end
@@ -157,8 +188,9 @@ local function error_of_rest(h, headers, route, path, query)
 end
 
 local function error_of_grpc(h, headers, path)
-  local status = read_headers(headers, FORWARDED_BY_GRPC, NOT_PRINTABLE)
+  local status, _, traceparent = read_headers(headers, FORWARDED_BY_GRPC, NOT_PRINTABLE)
   if status then return status end
+  if traceparent then set_traceparent(h, headers, traceparent) end
   -- Over HTTP/1.1 its status would be in trailers, which Envoy drops.
   if h:streamInfo():protocol() ~= "HTTP/2" then return "426" end
   if headers:get(":method") ~= "POST" then return "405" end
@@ -170,7 +202,7 @@ end
 local function error_of_request(h)
   local headers = h:headers()
   headers:replace("x-request-id", ulid.make(h:timestamp(), headers:get("x-request-id")))
-  local route, path, query = find_route(headers:get(":path") or "")
+  local route, path, query = find_route(h, headers:get(":path") or "")
   if not route and is_grpc(headers:get("content-type") or "") then return error_of_grpc(h, headers, path) end
   return error_of_rest(h, headers, route, path, query)
 end
@@ -178,7 +210,7 @@ end
 -- Remembers for the response and the access log what the call is and why it is refused.
 local function remember(h, status, details)
   local headers = h:headers()
-  local route, path = find_route(headers:get(":path") or "")
+  local route, path = find_route(h, headers:get(":path") or "")
   local grpc = not route and is_grpc(headers:get("content-type") or "")
   store(h, "path", route and route.name or grpc and path:match("^/[%w.]+/%a+$") or nil)
   store(h, "id", headers:get("x-request-id"))
@@ -295,7 +327,7 @@ local GRPC_ROUTES = { grpc = true, health = true, reflection = true }
 -- id could be the client's own.
 local function call_of(h, headers)
   local request, envoy_route = h:requestHeaders(), h:streamInfo():routeName()
-  local route = request and find_route(request:get(":path") or "")
+  local route = request and find_route(h, request:get(":path") or "")
   if route then store(h, "path", route.name) end
   local is_unknown = envoy_route == "" and not route
   local grpc = GRPC_ROUTES[envoy_route] or is_unknown and is_grpc(headers:get("content-type") or "")

@@ -1,6 +1,6 @@
 """Writes gen/ from protos/: `make gen` runs it.
 
-gen/ has the Python code with its types, Envoy's descriptor set, and the Lua tables of the edge.
+gen/ has the Python code with its types, Envoy's descriptor set, the Lua tables of the edge, and openapi.json.
 `generate.py --image FILE` writes the image that `buf lint` and `buf breaking` read, and leaves gen/ as it is.
 """
 
@@ -17,6 +17,8 @@ from google.rpc import error_details_pb2
 from protovalidate._gen.buf.validate import validate_pb
 
 from protos.edge_tables import UnsupportedRoute, errors_lua, rest_lua
+from protos.json_schema import Undocumented
+from protos.openapi import openapi_json
 from protos.shapes import UnsupportedType
 
 PROTOS = Path(__file__).parent
@@ -34,7 +36,7 @@ def main() -> None:
             case []:
                 write_gen(validate, Path(folder))
             case ["--image", path]:
-                protoc(validate, f"--descriptor_set_out={path}", "--include_imports", "--include_source_info", *OURS)
+                write_image(validate, path)
             case _:
                 sys.exit("usage: generate.py [--image FILE]")
 
@@ -55,7 +57,8 @@ def write_gen(validate: Path, folder: Path) -> None:
     write_python(validate, folder)  # not into gen/, so that an error leaves gen/ as it is
     try:
         write_edge_files(validate, folder / "ordernumbers" / "v1")
-    except (UnsupportedRoute, UnsupportedType) as error:
+        write_openapi(validate, folder / "ordernumbers" / "v1")
+    except (UnsupportedRoute, UnsupportedType, Undocumented) as error:
         sys.exit(f"generate.py: {error}")
     for package in ("ordernumbers", "buf"):
         shutil.rmtree(GEN / package, ignore_errors=True)
@@ -76,6 +79,18 @@ def write_edge_files(validate: Path, folder: Path) -> None:
     protoc(validate, f"--descriptor_set_out={descriptors}", "--include_imports", *OURS, ERROR_DETAILS)
     (folder / "rest.lua").write_text(rest_lua(FileDescriptorSet.FromString(descriptors.read_bytes())))
     (folder / "errors.lua").write_text(errors_lua())
+
+
+def write_openapi(validate: Path, folder: Path) -> None:
+    """Write openapi.json."""
+    image = folder.parents[1] / "image.binpb"
+    write_image(validate, image)
+    (folder / "openapi.json").write_text(openapi_json(FileDescriptorSet.FromString(image.read_bytes())))
+
+
+def write_image(validate: Path, path: Path | str) -> None:
+    """Write the descriptors of all protos with their comments."""
+    protoc(validate, f"--descriptor_set_out={path}", "--include_imports", "--include_source_info", *OURS)
 
 
 def protoc(validate: Path, *arguments: str) -> None:

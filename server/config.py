@@ -31,6 +31,7 @@ _HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"
 _DATABASE_URL = re.compile(
     rf"(?!.*@.*@)postgres(?:ql)?://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?]*)?(?:\?.*)?", re.ASCII
 )
+_HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?/?", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -71,6 +72,8 @@ class Settings(BaseSettings):
     """The private key of `tls_cert` (PEM)."""
     edge_reflection: bool = False
     """Whether the edge also serves gRPC reflection."""
+    edge_docs: bool = True
+    """Whether the edge also serves the reference page at /docs, and its document at /openapi.json."""
     rate_limit_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Calls per second and API key that one edge accepts. It refuses more with RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
@@ -79,6 +82,11 @@ class Settings(BaseSettings):
     """Open connections per edge. Above half of it idle ones close sooner. At the limit new ones close at once."""
     edge_memory_mb_max: Annotated[int, Field(ge=128, le=1_048_576)] = 1024
     """Memory of one edge, in MiB. Above 60 % the largest calls are reset, and above 90 % new ones are refused."""
+
+    otlp_endpoint: str | None = None
+    """Base URL of a receiver of traces (OTLP over HTTP), as http://127.0.0.1:4318. With it sampled calls are traced."""
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The share of calls that the edge samples. Those who call a worker themselves decide by their `traceparent`."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Worker processes, with one port each."""
@@ -144,6 +152,13 @@ class Settings(BaseSettings):
                 "is not a URL that PostgreSQL understands. In user and password write @ as %40, / as %2F, % as %25"
             )
         return url
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        if url is not None and not _HTTP_URL.fullmatch(url):
+            raise ValueError("must be a URL such as http://127.0.0.1:4318, without a path")
+        return url and url.rstrip("/")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

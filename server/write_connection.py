@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import psycopg
 from psycopg import errors
 
-from server import metrics
+from server import metrics, tracing
 from server.config import Settings
 from server.pending import SEND_SECONDS_MIN, PendingWrite
 from server.store.connection import (
@@ -95,10 +95,14 @@ class WriteConnection:
             # Opening may take seconds. So only now we look who still waits, with no `await` before the sending.
             running = [pending for pending in batch if pending.begin()]
             limits = self._limits(running, lock_seconds)
+            failure: BaseException | None = None
+            spans = tracing.begin_transaction([pending.write for pending in running])
+            connection.on_round_trip = spans.round_trip if spans else None
             try:
                 async with connection.at_most(limits.statement_seconds + CLOSE_AFTER_SECONDS):
                     yield connection, running, limits
             except BaseException as error:
+                failure = error
                 if isinstance(error, OutcomeUnknown):
                     self._note_unknown(connection, running, error)
                 for pending in running:
@@ -108,6 +112,10 @@ class WriteConnection:
                     metrics.FAILED_ATTEMPTS[reason,].value += 1
                 await self._recover(connection, error)
                 raise
+            finally:
+                connection.on_round_trip = None
+                if spans:
+                    spans.end(failure)
 
     async def check(self, seconds_max: float) -> None:
         """Run a transaction without a write. Raises DatabaseAway."""

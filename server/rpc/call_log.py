@@ -13,7 +13,7 @@ from server.store.reads import Principal
 class CallRecord:
     """One call, as it is logged."""
 
-    __slots__ = ("code", "method", "principal", "request_id", "started")
+    __slots__ = ("code", "method", "principal", "request_id", "started", "trace_id")
 
     def __init__(self, method: str, request_id: str) -> None:
         self.method = method
@@ -21,15 +21,17 @@ class CallRecord:
         self.started = time.monotonic()
         self.principal: Principal | None = None
         self.code: str = "OK"
+        self.trace_id = ""
 
     def __str__(self) -> str:
         ms = (time.monotonic() - self.started) * 1000
         key = self.principal
+        trace = f', "trace_id": "{self.trace_id}"' if self.trace_id else ""
         owner = f', "organization": "{key.organization_id}", "key_id": "{key.api_key_id}"' if key else ""
         # Not the json module, which costs ten times as much. No value here is a caller's text, so none needs escapes.
         return (
             f'{{"time": "{_clock.text()}", "request_id": "{self.request_id}", "method": "{self.method}", '
-            f'"code": "{self.code}", "ms": {ms:.3f}{owner}}}'
+            f'"code": "{self.code}", "ms": {ms:.3f}{owner}{trace}}}'
         )
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from ulid import ULID
 from uuid_utils import uuid7
 
+from server import tracing
 from server.admission import Response
 from server.api.call import Call
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
@@ -30,6 +31,7 @@ from server.rpc.call_log import CallLog, CallRecord
 from server.rpc.status import Context, abort
 from server.rpc.validation import violations
 from server.store.connection import DatabaseAway
+from server.traceparent import read_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class ArrivedCall:
         "record",
         "request",
         "response",
+        "span",
         "values",
     )
 
@@ -82,6 +85,7 @@ class ArrivedCall:
         self.metadata = context.invocation_metadata() or ()
         self.values = _by_name(self.metadata)
         self.record = CallRecord(method.full_name, _request_id(self.values.get("x-request-id", ())))
+        self.span = self._begin_span()
         remaining = context.time_remaining()
         seconds = seconds_max if remaining is None else min(seconds_max, remaining)
         self.deadline = self.record.started + max(0.0, seconds - RESPONSE_SECONDS)
@@ -91,6 +95,20 @@ class ArrivedCall:
         self.request: Any = None
         self.key: str | None = None
         self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        """Note that the call has ended, with the code of its record."""
+        if self.span:
+            tracing.end_call(self.span, self.record.code)
+
+    def _begin_span(self) -> Any:
+        """The span of the call, if it is traced. The record gets the trace's id, whether it is traced or not."""
+        values = self.values.get("traceparent")
+        parent = read_traceparent(values) if values else None
+        if parent is None:
+            return None
+        self.record.trace_id = parent.trace_id
+        return tracing.begin_call(self.record.method, self.record.request_id, parent)
 
     def expire(self) -> None:
         """End the wait for the message."""
@@ -151,6 +169,7 @@ class Calls:
                 call.record.code = refusal.code
                 await abort(context, refusal, call.record.request_id)
             finally:
+                call.end()
                 self._log.write(call.record)
 
         return handle

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from server.config import Address, Settings, host_and_port, reachable
+from server.run.docs_page import PAGE_PATH, has_docs_page
 from server.run.edge_config import CONTRACT
 from server.run.embedded.demo import AREA_CODE, KEY_FILE
 from server.run.envoy_admin import admin_socket
@@ -20,14 +21,16 @@ def banner(settings: Settings, no_demo_reason: str, seconds: float) -> str:
     """
     edge_address = _address(settings.bind, settings.rest_port)
     scheme = "https" if settings.tls_cert else "http"
+    edge = f"{scheme}://{edge_address}"
+    docs = f"  reference       {edge}{PAGE_PATH}   (to try each call in a browser)\n" if has_docs_page(settings) else ""
     worker_addresses = ", ".join(_address(settings.grpc_bind, port) for port in settings.grpc_ports)
     metrics_ports = [port for port in (settings.edge_metrics_port, *settings.metrics_ports) if port]
     metrics_addresses = ", ".join(_address(settings.metrics_bind, port) for port in metrics_ports)
     return f"""
 OrderNumbers is ready. It started in {seconds:.1f} s.
 
-  REST and gRPC   {scheme}://{edge_address}   (health: GET /healthz)
-  workers         {worker_addresses}   (gRPC, with reflection)
+  REST and gRPC   {edge}   (health: GET /healthz)
+{docs}  workers         {worker_addresses}   (gRPC, with reflection)
   Envoy's admin   curl --unix-socket {_quoted(admin_socket(settings))} http://localhost/
   metrics         {metrics_addresses or "off"}   (GET /metrics, for Prometheus)
   data folder     {_shown(settings.data_dir)}

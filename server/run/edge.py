@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,10 +16,12 @@ from typing import IO, Any
 from server.config import Settings
 from server.errors import OperatorError
 from server.log import log_as_json
+from server.run.docs_page import write_docs_files
 from server.run.edge_config import edge_config, longest_call_ms
 from server.run.embedded.files import take_lock_file
 from server.run.embedded.guard import guarded
 from server.run.envoy_admin import ask, stat
+from server.run.relay import Relay
 from server.run.supervisor import supervised, until_stopped
 
 log = logging.getLogger(__name__)
@@ -59,22 +60,29 @@ class Edge:
         self._settings = settings
         self._has_started = has_started
         self._process: asyncio.subprocess.Process | None = None
+        self._log: Relay | None = None
         self._lock_file: IO[Any] | None = None
 
     async def start(self) -> None:
         self._lock_file = self._lock_file or _take_port_lock(self._settings)
         command = envoy_command(self._settings, write_config(self._settings))
-        self._process = await asyncio.create_subprocess_exec(
-            *guarded(command, grace_seconds=GRACE_SECONDS),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=sys.stderr.fileno(),
-            # Envoy does not need the database's URL, which may hold a password.
-            env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
-            start_new_session=True,
-        )
+        self._log = Relay(self.name)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *guarded(command, grace_seconds=GRACE_SECONDS),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=self._log.write_end,
+                stderr=self._log.write_end,
+                # Envoy does not need the database's URL, which may hold a password.
+                env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+                start_new_session=True,
+            )
+        finally:
+            self._log.close()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not await self._has_started(self._settings):
             if self._process.returncode is not None:
+                await self._end_log()
                 raise OperatorError(
                     f"Envoy cannot start: it exited with status {self._process.returncode}. See its messages above"
                 )
@@ -89,6 +97,7 @@ class Edge:
         while not (await asyncio.wait({exited}, timeout=WATCH_SECONDS))[0]:
             with suppress(OSError):  # no response, because Envoy is exiting
                 await self._undo_misuse()
+        await self._end_log()
         return exited.result()
 
     async def stop(self) -> None:
@@ -113,13 +122,19 @@ class Edge:
         with suppress(ProcessLookupError):
             self._process.terminate()
         await self._process.wait()
+        await self._end_log()
+
+    async def _end_log(self) -> None:
+        if self._log:
+            await asyncio.to_thread(self._log.wait)
 
 
 def write_config(settings: Settings) -> Path:
-    """Write the configuration for `envoy_command` into the data folder, and return its path."""
+    """Write the configuration for `envoy_command`, and files that it names, into the data folder. Return its path."""
     # The port is in the name, because several edges may share a data folder.
     path = settings.data_dir / f"envoy-{settings.rest_port}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_docs_files(settings)
     path.write_text(json.dumps(edge_config(settings), indent=1))
     return path
 

@@ -12,6 +12,8 @@ import yaml
 
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings, reachable
+from server.run.docs_page import BODY_BYTES_MAX, docs_routes
+from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
 CONTRACT = Path(errors_pb2.__file__).parent
@@ -43,7 +45,12 @@ def edge_config(settings: Settings) -> Config:
     (chain,) = listener["filter_chains"]
     if settings.tls_cert and settings.tls_key:
         chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
-    _set_http(chain["filters"][0]["typed_config"], settings)
+    http = chain["filters"][0]["typed_config"]
+    _set_http(http, settings)
+    if settings.otlp_endpoint:
+        http["tracing"] = tracing(settings)
+        config["static_resources"]["clusters"].append(otlp_cluster(settings))
+        config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
     if settings.edge_metrics_port:
         _add_metrics_page(config["static_resources"], settings)
     return config
@@ -108,6 +115,9 @@ def _set_http(http: Config, settings: Settings) -> None:
     http["stream_idle_timeout"] = _duration(longest_call_ms(settings) + 30_000)
     (host,) = http["route_config"]["virtual_hosts"]
     _set_routes(host["routes"], settings)
+    if docs := docs_routes(settings):
+        host["routes"] += docs
+        http["route_config"]["max_direct_response_body_size_bytes"] = BODY_BYTES_MAX
 
 
 def _set_rate_limit(limit: Config, settings: Settings) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from server.config import PREFIX, Settings, host_and_port, variable_of
 from server.errors import OperatorError
 from server.log import log_as_json
+from server.run.relay import Relay
 from server.run.supervisor import Supervisor, supervised, until_stopped
 
 log = logging.getLogger(__name__)
@@ -79,22 +80,32 @@ class Worker:
         self._environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | environment
         self._stop_seconds_max = (settings.drain_ms + settings.deadline_max_ms) / 1000 + KILL_AFTER_SECONDS
         self._process: asyncio.subprocess.Process | None = None
+        self._log: Relay | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,  # the worker exits when it closes
-            stdout=asyncio.subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,  # Ctrl-C at the terminal must reach only the parent, which stops us in order
-        )
+        self._log = Relay(self.name)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,  # the worker exits when it closes
+                stdout=asyncio.subprocess.PIPE,
+                stderr=self._log.write_end,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C at the terminal must reach only the parent, which stops us in order
+            )
+        finally:
+            self._log.close()
         first_line = await self._read_first_line(self._process)
         if first_line != READY:
             await self._kill(self._process)
             raise OperatorError(f"{self.name} cannot start: {first_line.decode().strip() or 'see its error above'}")
 
     async def wait(self) -> int:
-        return await self._process.wait() if self._process else 0
+        if self._process is None:
+            return 0
+        status = await self._process.wait()
+        await self._end_log()
+        return status
 
     async def stop(self) -> None:
         process = self._process
@@ -104,6 +115,7 @@ class Worker:
             with suppress(ProcessLookupError):
                 process.terminate()
             await asyncio.wait_for(process.wait(), self._stop_seconds_max)
+            await self._end_log()
         except TimeoutError:
             log.error("%s did not drain in %g s, killing it", self.name, self._stop_seconds_max)
             await self._kill(process)
@@ -119,6 +131,11 @@ class Worker:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        await self._end_log()
+
+    async def _end_log(self) -> None:
+        if self._log:
+            await asyncio.to_thread(self._log.wait)
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import IO
 
 import uvloop
 
+from server import tracing
 from server.config import settings as settings_of_environment
 from server.errors import OperatorError
 from server.log import log_as_json
@@ -50,6 +51,7 @@ async def _serve(index: int, first_line: IO[bytes]) -> None:
         log.error("the gRPC server has stopped, exiting")
     finally:
         await server.drain()
+        await tracing.close()
 
 
 async def _start_server(index: int) -> Server:
@@ -58,6 +60,7 @@ async def _start_server(index: int) -> Server:
         raise OperatorError("DATABASE_URL is not set")
     if settings.metrics_port:
         serve_metrics(settings.metrics_bind, settings.metrics_ports[index])
+    tracing.start(settings, index)
     return await Server.start(settings, settings.database_url, settings.grpc_ports[index])
 
 

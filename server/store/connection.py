@@ -5,7 +5,8 @@ preparation for each statement again. Here statements are prepared once per conn
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -167,10 +168,13 @@ class PipelinedConnection:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
+        self._transformer = Transformer(connection)  # one for all results, so that it finds the loaders once
         self._warned = False
         connection.add_notice_handler(self._on_notice)
         self.backend = ""
         """Identifies the PostgreSQL backend: its process id and its start time. No other backend ever has the same."""
+        self.on_round_trip: Callable[[int, Iterable[bytes]], None] | None = None
+        """Told of each round trip: when it began, in nanoseconds since 1970, and the names of its statements."""
 
     async def prepare(self, session: dict[str, str], statements: Sequence[Statement]) -> None:
         """Set the session's settings and prepare the statements, in one round trip."""
@@ -226,6 +230,7 @@ class PipelinedConnection:
         the connection is lost, or leads to a server that cannot serve it.
         """
         self._warned = False
+        started = time.time_ns() if self.on_round_trip else 0
         try:
             self._pgconn.enter_pipeline_mode()
             for statement in statements:
@@ -233,6 +238,9 @@ class PipelinedConnection:
             return [self._read(result) for result in await self._results(len(statements))]
         except psycopg.Error as error:
             raise (database_away(error) or error) from None
+        finally:
+            if self.on_round_trip:
+                self.on_round_trip(started, [statement.name for statement in statements])
 
     def _on_notice(self, notice: errors.Diagnostic) -> None:
         self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
@@ -241,9 +249,8 @@ class PipelinedConnection:
         tag = (result.command_status or b"").decode()
         if not result.ntuples:
             return Result([], tag)
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result)
-        return Result(transformer.load_rows(0, result.ntuples, tuple), tag)
+        self._transformer.set_pgresult(result)
+        return Result(self._transformer.load_rows(0, result.ntuples, tuple), tag)
 
     async def _results(self, count: int) -> list[PGresult]:
         """The results of what was sent, in its order. After it the connection has left pipeline mode."""

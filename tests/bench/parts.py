@@ -233,7 +233,9 @@ def running_bare_edge(folder: Path, settings: Settings) -> Iterator[RestServer]:
     """Another Envoy in front of the same workers, with the same configuration, but without our Lua."""
     folder.mkdir(parents=True)
     port = free_ports(1)
-    settings = settings.model_copy(update={"rest_port": port, "edge_metrics_port": 0, "data_dir": folder})
+    settings = settings.model_copy(
+        update={"rest_port": port, "edge_metrics_port": 0, "edge_docs": False, "data_dir": folder}
+    )
     config_path, log = folder / "envoy.json", folder / "envoy.log"
     config_path.write_text(json.dumps(_without_lua(edge_config(settings))))
     with running(envoy_command(settings, config_path), log) as envoy:

@@ -7,6 +7,10 @@ import pytest
 from tests.support.callers import TIMEOUT_SECONDS, Grpc, Rest
 from tests.support.customer import Customer
 from tests.support.edge import stat
+from tests.support.openapi import assert_as_documented
+
+AS_DOCUMENTED = {"response": [assert_as_documented]}
+"""Every response is one that openapi.json has."""
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def other_customer(service):
 
 @pytest.fixture
 def rest(service):
-    with httpx.Client(base_url=service.rest_url, timeout=TIMEOUT_SECONDS) as client:
+    with httpx.Client(base_url=service.rest_url, timeout=TIMEOUT_SECONDS, event_hooks=AS_DOCUMENTED) as client:
         yield Rest(client)
 
 
@@ -46,7 +50,10 @@ def call(request):
 def edge(service, request):
     """A client of the edge over REST, once per version of HTTP."""
     http2 = request.param == "HTTP/2"
-    with httpx.Client(base_url=service.rest_url, http1=not http2, http2=http2, timeout=TIMEOUT_SECONDS) as client:
+    versions = {"http1": not http2, "http2": http2}
+    with httpx.Client(
+        base_url=service.rest_url, **versions, timeout=TIMEOUT_SECONDS, event_hooks=AS_DOCUMENTED
+    ) as client:
         yield client
 
 

@@ -75,7 +75,7 @@ def test_the_rendered_configuration_with_tls_is_valid(tmp_path, certificate):
 
 
 def test_envoy_yaml_is_the_configuration_for_the_default_settings():
-    config = edge.edge_config(Settings(workers=1, edge_metrics_port=0))
+    config = edge.edge_config(Settings(workers=1, edge_docs=False, edge_metrics_port=0))
     del config["admin"]  # the page obeys everyone, so those who run Envoy by hand get none
     text = yaml.safe_dump(config, sort_keys=True)
     for folder, name in ((edge_config.EDGE, "envoy"), (edge_config.CONTRACT, "gen/ordernumbers/v1")):

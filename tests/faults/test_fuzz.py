@@ -7,20 +7,17 @@ import json
 import random
 import re
 from collections import Counter
-from types import SimpleNamespace
 from urllib.parse import quote
 from uuid import UUID
 
 import grpc
 import httpx
 import psutil
-import pytest
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.callers import RPCS, SERVICE, ULID, Grpc, exactly, route_of
-from tests.support.customer import Customer
+from tests.support.callers import RPCS, SERVICE, ULID, exactly, route_of
 from tests.support.stack import is_worker
 
 IN_FLIGHT = 32
@@ -34,49 +31,6 @@ GRPC_STATUSES = {
     "NOT_FOUND",
     "FAILED_PRECONDITION",
 }
-
-
-@pytest.fixture
-def customer(service):
-    return Customer.open(service.database.engine)
-
-
-@pytest.fixture
-def known(service, customer):
-    """A customer with numbers, and the values of fields that mean something to the service."""
-    free, ordered, held = customer.numbers(50), customer.numbers(20), customer.numbers(5)
-    with grpc.insecure_channel(service.grpc_targets[0]) as channel:
-        call = Grpc(channel)
-        rows = call(customer.key, numbers=ordered, idempotency_key="k").body["data"]
-        order_id = call.rpc("FindOrder", customer.key, idempotency_key="k").body["meta"]["order_id"]
-        hold_id = call.rpc("HoldNumbers", customer.key, numbers=held).body["data"]["id"]
-        cursor = call.rpc("ListNumbers", customer.key, limit=1).body["meta"]["next_cursor"]
-        bulk_order = call.rpc("BulkOrderNumbers", customer.key, quantity=1, area_code="900").body["data"]
-    rows = [row["id"] for row in rows]
-    ids = [*rows, *[order_id, hold_id, bulk_order["order_id"]] * 8]
-    proper = {
-        "numbers": [[number] for number in free],
-        "ids": [[id_] for id_ in ids] + [rows],
-        "id": ids,
-        "inbound_url": ["https://example.com/x"],
-        "status_url": ["https://example.com/x"],
-        "label": ["a", "é\U0001f4de"],
-        "campaign_id": [str(customer.campaign())],
-        "area_code": ["900", "200"],
-        "number_type": ["local", "toll_free"],
-        "pattern": ["9", "900", "0" * 15],
-        "sms_enabled": [True, False],
-        "mms_enabled": [True, False],
-        "quantity": [1, 2, 100],
-        "minutes": [1, 30],
-        "limit": [1, 100],
-        "mode": ["atomic"],
-        "cursor": [cursor],
-        "search": ["a", "900", "%", "'", "\\", "ß"],
-        "idempotency_key": ["k"],
-        "validate_only": [True, False],
-    }
-    return SimpleNamespace(customer=customer, proper=proper)
 
 
 WRONG = {

@@ -30,7 +30,9 @@ LAYERS = [
     {"store"},
     {"messages"},
     {"rules"},
-    {"config", "deadlines", "errors", "keys", "log", "metrics", "money", "scopes"},
+    {"tracing"},
+    {"spans"},
+    {"config", "deadlines", "errors", "keys", "log", "metrics", "money", "scopes", "traceparent"},
 ]
 
 

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cordernumbers/v1/errors.proto\x12\x0fordernumbers.v1\x1a\x1cgoogle/protobuf/struct.proto\"y\n\rErrorResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.ordernumbers.v1.Error\x12\x30\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\".ordernumbers.v1.InventoryShortage\"d\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"A\n\x11InventoryShortage\x12\x17\n\x0f\x61vailable_count\x18\x01 \x01(\r\x12\x13\n\x0bunavailable\x18\x02 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cordernumbers/v1/errors.proto\x12\x0fordernumbers.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x87\x01\n\rErrorResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.ordernumbers.v1.Error\x12\x35\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\".ordernumbers.v1.InventoryShortageH\x00\x88\x01\x01\x42\x07\n\x05_data\"u\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12-\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x88\x01\x01\x42\n\n\x08_details\"A\n\x11InventoryShortage\x12\x17\n\x0f\x61vailable_count\x18\x01 \x01(\r\x12\x13\n\x0bunavailable\x18\x02 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ordernumbers.v1.errors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERRORRESPONSE']._serialized_start=79
-  _globals['_ERRORRESPONSE']._serialized_end=200
-  _globals['_ERROR']._serialized_start=202
-  _globals['_ERROR']._serialized_end=302
-  _globals['_INVENTORYSHORTAGE']._serialized_start=304
-  _globals['_INVENTORYSHORTAGE']._serialized_end=369
+  _globals['_ERRORRESPONSE']._serialized_start=80
+  _globals['_ERRORRESPONSE']._serialized_end=215
+  _globals['_ERROR']._serialized_start=217
+  _globals['_ERROR']._serialized_end=334
+  _globals['_INVENTORYSHORTAGE']._serialized_start=336
+  _globals['_INVENTORYSHORTAGE']._serialized_end=401
 # @@protoc_insertion_point(module_scope)

@@ -80,12 +80,14 @@ class PhoneNumber(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_campaign_id", b"_campaign_id", "_id", b"_id", "_inbound_url", b"_inbound_url", "_label", b"_label", "_status_url", b"_status_url", "campaign_id", b"campaign_id", "created_at", b"created_at", "id", b"id", "inbound_url", b"inbound_url", "label", b"label", "status_url", b"status_url", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_campaign_id", b"_campaign_id", "_created_at", b"_created_at", "_id", b"_id", "_inbound_url", b"_inbound_url", "_label", b"_label", "_status_url", b"_status_url", "_updated_at", b"_updated_at", "campaign_id", b"campaign_id", "created_at", b"created_at", "id", b"id", "inbound_url", b"inbound_url", "label", b"label", "status_url", b"status_url", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_campaign_id", b"_campaign_id", "_id", b"_id", "_inbound_url", b"_inbound_url", "_label", b"_label", "_status_url", b"_status_url", "campaign_id", b"campaign_id", "created_at", b"created_at", "id", b"id", "inbound_url", b"inbound_url", "label", b"label", "mms_enabled", b"mms_enabled", "number", b"number", "number_type", b"number_type", "sms_enabled", b"sms_enabled", "status_url", b"status_url", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_campaign_id", b"_campaign_id", "_created_at", b"_created_at", "_id", b"_id", "_inbound_url", b"_inbound_url", "_label", b"_label", "_status_url", b"_status_url", "_updated_at", b"_updated_at", "campaign_id", b"campaign_id", "created_at", b"created_at", "id", b"id", "inbound_url", b"inbound_url", "label", b"label", "mms_enabled", b"mms_enabled", "number", b"number", "number_type", b"number_type", "sms_enabled", b"sms_enabled", "status_url", b"status_url", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__campaign_id: _TypeAlias = _typing.Literal["campaign_id"]  # noqa: Y015
     _WhichOneofArgType__campaign_id: _TypeAlias = _typing.Literal["_campaign_id", b"_campaign_id"]  # noqa: Y015
+    _WhichOneofReturnType__created_at: _TypeAlias = _typing.Literal["created_at"]  # noqa: Y015
+    _WhichOneofArgType__created_at: _TypeAlias = _typing.Literal["_created_at", b"_created_at"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__inbound_url: _TypeAlias = _typing.Literal["inbound_url"]  # noqa: Y015
@@ -94,8 +96,12 @@ class PhoneNumber(_message.Message):
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
     _WhichOneofReturnType__status_url: _TypeAlias = _typing.Literal["status_url"]  # noqa: Y015
     _WhichOneofArgType__status_url: _TypeAlias = _typing.Literal["_status_url", b"_status_url"]  # noqa: Y015
+    _WhichOneofReturnType__updated_at: _TypeAlias = _typing.Literal["updated_at"]  # noqa: Y015
+    _WhichOneofArgType__updated_at: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__campaign_id) -> _WhichOneofReturnType__campaign_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_at) -> _WhichOneofReturnType__created_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
@@ -104,6 +110,8 @@ class PhoneNumber(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__status_url) -> _WhichOneofReturnType__status_url | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__updated_at) -> _WhichOneofReturnType__updated_at | None: ...
 
 Global___PhoneNumber: _TypeAlias = PhoneNumber  # noqa: Y015
 

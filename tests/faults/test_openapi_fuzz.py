@@ -1,0 +1,77 @@
+"""Requests that Schemathesis makes from openapi.json, good and bad. Each response is as documented, and none is 5xx."""
+
+from collections import Counter
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+
+from tests.support.openapi import BY_RPC, DOCUMENT, assert_documented
+
+CONFIG = {
+    # A request that fits its schema may name what is sold or does not exist. It may also break the rules that no schema
+    # has: for the host of a URL, for a label's visible character, and for a campaign's state.
+    "checks": {"positive_data_acceptance": {"expected-statuses": [200, 402, 404, 409, 422]}},
+}
+
+
+@pytest.fixture(scope="module")
+def operations():
+    """Schemathesis' own operations, by RPC."""
+    schema = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig.from_dict(CONFIG))
+    found = [result.ok() for result in schema.get_all_operations()]
+    return {operation.definition.raw["operationId"]: operation for operation in found}
+
+
+@st.composite
+def good_cases(draw, operation, proper):
+    """A case that fits the schemas. All or some of its fields have values that mean something to the service."""
+    case = draw(operation.as_strategy(GenerationMode.POSITIVE))
+    all_fields = draw(st.booleans())
+    for fields in (case.path_parameters, case.query, case.body):
+        for name in proper.keys() & fields.keys() if isinstance(fields, dict) else ():
+            if all_fields or draw(st.booleans()):
+                fields[name] = draw(st.sampled_from(proper[name]))
+    return case
+
+
+def test_openapi_json_describes_every_response_to_a_good_request(service, known, operations, times):
+    rpcs = [*sorted(operations), *["OrderNumbers"] * 3]
+    cases = st.sampled_from(rpcs).flatmap(lambda rpc: good_cases(operations[rpc], known.proper))
+    owned = known.customer.owned()
+    seen = send_all(service, known.customer, cases, times(200, 10_000))
+    assert {"OrderNumbers", "BulkOrderNumbers"} <= {rpc for rpc, status in seen if status == 200}
+    assert known.customer.owned() - owned
+
+
+def test_openapi_json_describes_every_response_to_a_bad_request(service, customer, operations, times):
+    bad = GenerationMode.NEGATIVE
+    cases = st.sampled_from(sorted(operations)).flatmap(lambda rpc: operations[rpc].as_strategy(bad))
+    seen = send_all(service, customer, cases, times(200, 10_000))
+    assert {400, 401, 422} <= {status for _, status in seen}
+
+
+def send_all(service, customer, cases, count):
+    """Send so many cases, and count RPCs and statuses."""
+    seen = Counter()
+    headers = {"Authorization": f"Bearer {customer.key}"}
+    with requests.Session() as session:
+
+        @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(cases)
+        def send(case):
+            response = case.call_and_validate(base_url=service.rest_url, session=session, headers=headers)
+            rpc = case.operation.definition.raw["operationId"]
+            seen[rpc, response.status_code] += 1
+            assert response.status_code < 500
+            received = {name: values[0] for name, values in response.headers.items()}
+            assert_documented(BY_RPC[rpc], response.status_code, received, response.json())
+
+        send()
+    print(sorted(seen.items()))
+    assert seen.total() >= count
+    return seen
