@@ -21,6 +21,7 @@
 - errors.py            every error code, in one table
 - keys.py scopes.py    API keys as text, and what they may do
 - money.py log.py      amounts, JSON log lines
+- metrics.py           what a worker counts
 - tracing.py spans.py  which calls are traced, and their spans; traceparent.py reads the header
 - deadlines.py         one timer for everything that waits until a deadline
 

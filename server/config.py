@@ -16,6 +16,7 @@ from server.errors import OperatorError
 
 PREFIX = "ORDERNUMBERS_"
 Port = Annotated[int, Field(ge=1, le=65535)]
+PortOrNone = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
 
@@ -59,6 +60,12 @@ class Settings(BaseSettings):
     """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
+    metrics_bind: Address = IPv4Address("127.0.0.1")
+    """Address of the metrics pages of workers and edge. They have no TLS and ask for no key."""
+    metrics_port: PortOrNone = 9464
+    """Worker i serves its metrics on `metrics_port` + i. 0: it serves none."""
+    edge_metrics_port: PortOrNone = 9463
+    """The edge serves its metrics here. 0: it serves none."""
     tls_cert: Path | None = None
     """The edge's certificate chain (PEM). With it and `tls_key` the edge uses TLS."""
     tls_key: Path | None = None
@@ -160,7 +167,7 @@ class Settings(BaseSettings):
         for name, path in (("TLS_CERT", self.tls_cert), ("TLS_KEY", self.tls_key)):
             if path and not path.is_file():
                 raise ValueError(f"{PREFIX}{name}: {path} is not a file")
-        ports = [self.rest_port, *self.grpc_ports]
+        ports = [self.rest_port, *self.grpc_ports, *self.metrics_ports, *filter(None, [self.edge_metrics_port])]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
             raise ValueError(f"the ports must differ and be at most 65535, but they are {ports}")
         return self
@@ -169,6 +176,11 @@ class Settings(BaseSettings):
     def grpc_ports(self) -> list[int]:
         """One port per worker."""
         return [self.grpc_port + i for i in range(self.workers)]
+
+    @property
+    def metrics_ports(self) -> list[int]:
+        """One port per worker, or none at all."""
+        return [self.metrics_port + i for i in range(self.workers)] if self.metrics_port else []
 
 
 def _is_understood(url: str) -> bool:

@@ -196,11 +196,12 @@ async def drain(settings: Settings) -> None:
     try:
         # From here on /healthz returns 503, so that load balancers stop sending calls.
         await _admin(settings, "POST", "/healthcheck/fail")
-        # From here on every response closes its connection. New connections are still accepted.
-        await _admin(settings, "POST", "/drain_listeners?graceful&skip_exit")
+        # From here on every response closes its connection. New connections are still accepted. The metrics page, which
+        # is not inbound, stays until the end.
+        await _admin(settings, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
         await _wait_until_idle(settings, settings.drain_ms / 1000)
         # From here on new connections are refused. The calls in progress end at their deadline at the latest.
-        await _admin(settings, "POST", "/drain_listeners")
+        await _admin(settings, "POST", "/drain_listeners?inboundonly")
         await _wait_until_idle(settings, longest_call_ms(settings) / 1000)
         await _admin(settings, "POST", "/quitquitquit")
     except OSError:

@@ -33,7 +33,7 @@ Config = dict[str, Any]
 
 
 def edge_config(settings: Settings) -> Config:
-    """Return envoy/envoy.yaml with the addresses, limits, files and certificate of the settings."""
+    """Return envoy/envoy.yaml with the addresses, limits, files and certificate of the settings, and a metrics page."""
     config: Config = yaml.safe_load((EDGE / "envoy.yaml").read_text())
     (listener,) = config["static_resources"]["listeners"]
     (cluster,) = config["static_resources"]["clusters"]
@@ -51,6 +51,8 @@ def edge_config(settings: Settings) -> Config:
         http["tracing"] = tracing(settings)
         config["static_resources"]["clusters"].append(otlp_cluster(settings))
         config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
+    if settings.edge_metrics_port:
+        _add_metrics_page(config["static_resources"], settings)
     return config
 
 
@@ -63,6 +65,15 @@ def _admin_page(settings: Settings) -> Config:
     pipe = {"path": str(admin_socket(settings)), "mode": SOCKET_MODE}
     # The connection limit does not count admin connections: we must reach the page when the limit is reached.
     return {"address": {"pipe": pipe}, "ignore_global_conn_limit": True}
+
+
+def _add_metrics_page(resources: Config, settings: Settings) -> None:
+    page: Config = yaml.safe_load((EDGE / "metrics.yaml").read_text())
+    page["listener"]["address"] = _address(settings.metrics_bind, settings.edge_metrics_port)
+    pipe = {"path": str(admin_socket(settings))}
+    page["cluster"]["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": {"pipe": pipe}}}]}]
+    resources["listeners"].append(page["listener"])
+    resources["clusters"].append(page["cluster"])
 
 
 def _set_overload(overload: Config, settings: Settings) -> None:

@@ -82,6 +82,9 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("DRAIN_MS", "-1"),
         ("LOCK_TIMEOUT_MS", "0.5"),
         ("EDGE_REFLECTION", "maybe"),
+        ("METRICS_BIND", "everywhere"),
+        ("METRICS_PORT", "-1"),
+        ("EDGE_METRICS_PORT", "65536"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(refusal, name, value):
@@ -149,4 +152,13 @@ def test_a_certificate_needs_its_key(told, refusal, tmp_path):
 def test_no_two_ports_are_the_same(refusal):
     assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and be at most 65535")
     assert refusal(REST_PORT="50051").startswith("the ports must differ")
+    assert refusal(WORKERS="1", METRICS_PORT="50051").startswith("the ports must differ")
+    assert refusal(WORKERS="2", METRICS_PORT="65535").startswith("the ports must differ and be at most 65535")
+    assert refusal(EDGE_METRICS_PORT="8080").startswith("the ports must differ")
     assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and be at most 65535")
+
+
+def test_metrics_may_be_off(told):
+    off = told(METRICS_PORT="0", EDGE_METRICS_PORT="0", WORKERS="2")
+    assert (off.metrics_ports, off.edge_metrics_port) == ([], 0)
+    assert told(METRICS_PORT="9000", WORKERS="2").metrics_ports == [9000, 9001]
