@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, fiel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import OperatorError
+from server.server_addresses import ServerAddress, read_servers
 
 PREFIX = "ORDERNUMBERS_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -59,6 +60,18 @@ class Settings(BaseSettings):
     """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
+    servers: str | None = None
+    """The workers that the edge calls, as `host:port`, `host:port-port` or `dns:name:port`, separated by commas."""
+    grpc_tls_cert: Path | None = None
+    """Certificate chain (PEM) that a worker shows to edges, and an edge to workers. With it they use TLS."""
+    grpc_tls_key: Path | None = None
+    """The private key of `grpc_tls_cert` (PEM)."""
+    grpc_tls_ca: Path | None = None
+    """Certificates (PEM) that the other side's certificate must be signed by."""
+    grpc_tls_name: str = "ordernumbers-servers"
+    """The DNS name that the certificate of each worker has."""
+    grpc_insecure: bool = False
+    """Whether workers may listen beyond this machine without TLS."""
     tls_cert: Path | None = None
     """The edge's certificate chain (PEM). With it and `tls_key` the edge uses TLS."""
     tls_key: Path | None = None
@@ -130,7 +143,7 @@ class Settings(BaseSettings):
     drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000
     """How long a stopping worker or edge still accepts calls. Also the pause between two workers at SIGHUP."""
 
-    @field_validator("data_dir", "tls_cert", "tls_key")
+    @field_validator("data_dir", "tls_cert", "tls_key", "grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -146,6 +159,13 @@ class Settings(BaseSettings):
             )
         return url
 
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, servers: str | None) -> str | None:
+        if servers is not None:
+            read_servers(servers)
+        return servers
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
@@ -155,15 +175,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY must be set together")
-        for name, path in (("TLS_CERT", self.tls_cert), ("TLS_KEY", self.tls_key)):
-            if path and not path.is_file():
-                raise ValueError(f"{PREFIX}{name}: {path} is not a file")
+        for names in (("tls_cert", "tls_key"), ("grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca")):
+            paths = {variable_of(name): getattr(self, name) for name in names}
+            if None in paths.values() and any(paths.values()):
+                raise ValueError(f"{' and '.join(paths)} must be set together")
+            for variable, path in paths.items():
+                if path and not path.is_file():
+                    raise ValueError(f"{variable}: {path} is not a file")
         ports = [self.rest_port, *self.grpc_ports]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
             raise ValueError(f"the ports must differ and be at most 65535, but they are {ports}")
         return self
+
+    @property
+    def server_addresses(self) -> list[ServerAddress]:
+        """Where the edge finds the workers."""
+        if self.servers is not None:
+            return read_servers(self.servers)
+        return [ServerAddress(str(reachable(self.grpc_bind)), port) for port in self.grpc_ports]
 
     @property
     def grpc_ports(self) -> list[int]:

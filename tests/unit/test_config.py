@@ -8,6 +8,7 @@ import pytest
 
 from server.config import settings
 from server.errors import OperatorError
+from server.run.serve import workers
 
 
 @pytest.fixture
@@ -144,6 +145,32 @@ def test_a_certificate_needs_its_key(told, refusal, tmp_path):
     assert refusal(TLS_CERT=str(certificate), TLS_KEY=str(key)) == f"ORDERNUMBERS_TLS_KEY: {key} is not a file"
     key.touch()
     assert told(TLS_CERT=str(certificate), TLS_KEY=str(key)).tls_key == key
+
+
+def test_the_certificates_between_edge_and_workers_belong_together(told, refusal, tmp_path):
+    files = {f"GRPC_TLS_{name}": str(tmp_path / name) for name in ("CERT", "KEY", "CA")}
+    together = " and ".join(f"ORDERNUMBERS_{name}" for name in files) + " must be set together"
+    assert refusal(GRPC_TLS_CERT=files["GRPC_TLS_CERT"]) == together
+    assert refusal(**files) == f"ORDERNUMBERS_GRPC_TLS_CERT: {tmp_path / 'CERT'} is not a file"
+    for name in ("CERT", "KEY", "CA"):
+        (tmp_path / name).touch()
+    assert told(**files).grpc_tls_ca == tmp_path / "CA"
+
+
+def test_the_edge_calls_the_workers_of_its_machine_unless_told_otherwise(told, refusal):
+    assert told(WORKERS="2", GRPC_BIND="0.0.0.0").server_addresses == [("127.0.0.1", 50051), ("127.0.0.1", 50052)]
+    assert told(SERVERS="10.0.0.1:7").server_addresses == [("10.0.0.1", 7)]
+    assert refusal(SERVERS="10.0.0.1") == (
+        "ORDERNUMBERS_SERVERS: '10.0.0.1' is none of host:port, host:port-port and dns:name:port"
+    )
+
+
+def test_workers_that_other_machines_could_call_need_tls(told):
+    for exposed in (told(GRPC_BIND="0.0.0.0"), told(GRPC_BIND="::")):
+        with pytest.raises(OperatorError, match=r"is open to other machines\. Set ORDERNUMBERS_GRPC_TLS_CERT, "):
+            workers(exposed, "postgresql://")
+    assert workers(told(GRPC_BIND="0.0.0.0", GRPC_INSECURE="true"), "postgresql://")
+    assert workers(told(GRPC_BIND="127.0.0.9"), "postgresql://")
 
 
 def test_no_two_ports_are_the_same(refusal):
