@@ -16,6 +16,7 @@ from server.errors import OperatorError
 from server.server_addresses import ServerAddress, read_servers
 
 PREFIX = "ORDERNUMBERS_"
+WITHOUT_PREFIX = {"DATABASE_URL", "DATABASE_URL_FILE"}
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
@@ -35,7 +36,9 @@ _HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?
 
 
 class Settings(BaseSettings):
-    """Read from the environment: `ORDERNUMBERS_` and the name in capitals. Only `DATABASE_URL` has no prefix."""
+    """Read from the environment: `ORDERNUMBERS_` and the name in capitals. Only `DATABASE_URL` and
+    `DATABASE_URL_FILE` have no prefix.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -49,6 +52,10 @@ class Settings(BaseSettings):
         str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"), repr=False)
     ] = None
     """libpq URL of a PostgreSQL. Without it: the embedded one of `data_dir`."""
+    database_url_file: Annotated[
+        Path | None, Field(validation_alias=AliasChoices("DATABASE_URL_FILE", "database_url_file"))
+    ] = None
+    """A file with that URL, in place of `DATABASE_URL`. So that no secret is in the environment."""
     data_dir: Path = Path(".data")
     """Folder of the embedded PostgreSQL and of the demo's key."""
 
@@ -143,7 +150,9 @@ class Settings(BaseSettings):
     drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000
     """How long a stopping worker or edge still accepts calls. Also the pause between two workers at SIGHUP."""
 
-    @field_validator("data_dir", "tls_cert", "tls_key", "grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca")
+    @field_validator(
+        "data_dir", "database_url_file", "tls_cert", "tls_key", "grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -211,7 +220,8 @@ def _is_understood(url: str) -> bool:
 
 def variable_of(setting: str) -> str:
     """The environment variable of a setting."""
-    return "DATABASE_URL" if setting.upper() == "DATABASE_URL" else PREFIX + setting.upper()
+    name = setting.upper()
+    return name if name in WITHOUT_PREFIX else PREFIX + name
 
 
 def host_and_port(host: IPv4Address | IPv6Address, port: int) -> str:
@@ -229,14 +239,27 @@ def reachable(host: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 @cache
 def settings() -> Settings:
     """The settings of this process. Raises OperatorError that names the first unknown one, or all wrong ones."""
-    known = {variable_of(name) for name in Settings.model_fields} - {"DATABASE_URL"}
+    known = {variable_of(name) for name in Settings.model_fields} - WITHOUT_PREFIX
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise OperatorError(f"{unknown[0]} is not a setting. The settings are DATABASE_URL, {', '.join(sorted(known))}")
+        names = ", ".join([*sorted(WITHOUT_PREFIX), *sorted(known)])
+        raise OperatorError(f"{unknown[0]} is not a setting. The settings are {names}")
     try:
-        return Settings()
+        found = Settings()
+        return _with_url_of_file(found, found.database_url_file) if found.database_url_file else found
     except ValidationError as error:
         raise OperatorError("; ".join(map(_problem, error.errors()))) from None
+
+
+def _with_url_of_file(found: Settings, path: Path) -> Settings:
+    if found.database_url is not None:
+        raise OperatorError("DATABASE_URL and DATABASE_URL_FILE must not both be set")
+    try:
+        url = path.read_text().strip()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+        raise OperatorError(f"DATABASE_URL_FILE: {path} cannot be read: {reason}") from None
+    return Settings(database_url=url)
 
 
 def _problem(error: Any) -> str:

@@ -150,5 +150,7 @@ class Worker:
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return our own environment, with these settings in place of ours."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "DATABASE_URL"))}
-    values = settings.model_dump(mode="json", exclude_none=True)
+    # A secret that is in a file stays out of the environment.
+    in_file = {"database_url"} if settings.database_url_file else set[str]()
+    values = settings.model_dump(mode="json", exclude_none=True, exclude=in_file)
     return inherited | {variable_of(name): str(value) for name, value in values.items()}

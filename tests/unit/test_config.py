@@ -8,20 +8,20 @@ import pytest
 
 from server.config import settings
 from server.errors import OperatorError
-from server.run.serve import workers
+from server.run.serve import environment_of, workers
 
 
 @pytest.fixture
 def told(monkeypatch):
     """The settings that an environment makes."""
     for name in os.environ:
-        if name.startswith("ORDERNUMBERS_") or name == "DATABASE_URL":
+        if name.startswith(("ORDERNUMBERS_", "DATABASE_URL")):
             monkeypatch.delenv(name)
 
     def read(**environment):
         with monkeypatch.context() as context:
             for name, value in environment.items():
-                context.setenv(name if name == "DATABASE_URL" else f"ORDERNUMBERS_{name}", value)
+                context.setenv(name if name in ("DATABASE_URL", "DATABASE_URL_FILE") else f"ORDERNUMBERS_{name}", value)
             settings.cache_clear()
             try:
                 return settings()
@@ -47,6 +47,22 @@ def test_nothing_need_be_set(told):
     assert default.workers == os.cpu_count()
     assert default.data_dir == Path.cwd() / ".data"
     assert default.database_url is None
+
+
+def test_the_url_of_the_database_may_be_in_a_file(told, refusal, tmp_path):
+    url, path = "postgresql://someone:secret@one/numbers", tmp_path / "url"
+    missing = refusal(DATABASE_URL_FILE=str(path))
+    assert missing == f"DATABASE_URL_FILE: {path} cannot be read: No such file or directory"
+    path.write_text(f"{url}\n")
+    settings = told(DATABASE_URL_FILE=str(path))
+    assert settings.database_url == url
+    assert url not in environment_of(settings).values()
+    assert environment_of(settings)["DATABASE_URL_FILE"] == str(path)
+    assert refusal(DATABASE_URL_FILE=str(path), DATABASE_URL=url) == (
+        "DATABASE_URL and DATABASE_URL_FILE must not both be set"
+    )
+    path.write_text("secret")
+    assert refusal(DATABASE_URL_FILE=str(path)) == "DATABASE_URL: must be a postgresql:// URL"
 
 
 def test_what_is_set_counts(told):
