@@ -21,6 +21,7 @@ from server.config import Settings, host_and_port
 from server.reading import Reads
 from server.rpc.auth import Authenticator
 from server.rpc.calls import Calls
+from server.rpc.tls import server_credentials
 from server.store.connection import DatabaseAway
 from server.store.idempotency import purge
 from server.store.reads import KEYS, Principal, Reader
@@ -87,7 +88,11 @@ class Server:
         try:
             with _port_guard(str(settings.grpc_bind), port):
                 for server in self._servers:
-                    server.add_insecure_port(host_and_port(settings.grpc_bind, port))
+                    # Not the same credentials for all: gRPC reads the first certificate of each only once.
+                    if credentials := server_credentials(settings):
+                        server.add_secure_port(host_and_port(settings.grpc_bind, port), credentials)
+                    else:
+                        server.add_insecure_port(host_and_port(settings.grpc_bind, port))
         except (OSError, RuntimeError) as error:
             await self._close()
             is_other = isinstance(error, OSError) and error.errno != EADDRINUSE

@@ -18,6 +18,7 @@ from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.docs_page import write_docs_files
 from server.run.edge_config import edge_config, longest_call_ms
+from server.run.edge_tls import write_secrets
 from server.run.embedded.files import take_lock_file
 from server.run.embedded.guard import guarded
 from server.run.envoy_admin import ask, stat
@@ -135,6 +136,7 @@ def write_config(settings: Settings) -> Path:
     path = settings.data_dir / f"envoy-{settings.rest_port}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_docs_files(settings)
+    write_secrets(settings)
     path.write_text(json.dumps(edge_config(settings), indent=1))
     return path
 
