@@ -9,6 +9,7 @@ REQUEST_ID = "01M8P2TB4N3NJBT4796MFR97QM"
 IDEMPOTENCY_KEY = "a6f6b2c8-5c1e-4f0e-9a53-0b8a2f1f7d10"
 
 _NUMBER, _OTHER, _TOLL_FREE = "+14155550142", "+14155550143", "+18005550142"
+_HELD = ["+14155550144", "+14155550145"]  # not those of the order, so that both requests work one after the other
 _ID, _OTHER_ID = "01a22c2d-2ba9-7490-b91f-339782bb342d", "01a22c2d-2ba9-7490-b91f-339782bb342e"
 _ORDER_ID, _HOLD_ID = "01a22c2d-2ba8-76f9-9b18-6cfc80cc7b75", "01a22c2d-2b60-76f9-9b18-6cfc80cc7b75"
 _CAMPAIGN_ID = "01a22c2d-1a61-7656-ba7c-24b736b6f108"
@@ -24,7 +25,7 @@ def _row(**settings: str) -> dict[str, Any]:
 
 
 _ROWS = [_row(label="front desk"), _row(label="front desk") | {"id": _OTHER_ID, "number": _OTHER}]
-_HOLD = {"id": _HOLD_ID, "numbers": [_NUMBER, _OTHER], "created_at": _CREATED, "expires_at": _LATER}
+_HOLD = {"id": _HOLD_ID, "numbers": _HELD, "created_at": _CREATED, "expires_at": _LATER}
 _FOUND = [
     {"number": number, "number_type": "local", "sms_enabled": True, "mms_enabled": True, "price": "1.00"}
     for number in (_NUMBER, _OTHER)
@@ -47,7 +48,7 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "GetBulkOrder": {"id": _ORDER_ID},
     "GetOrder": {"id": _ORDER_ID},
     "FindOrder": {"idempotency_key": IDEMPOTENCY_KEY},
-    "HoldNumbers": {"numbers": [_NUMBER, _OTHER], "minutes": 5},
+    "HoldNumbers": {"numbers": _HELD, "minutes": 5},
     "GetHold": {"id": _HOLD_ID},
     "ReleaseHold": {"id": _HOLD_ID},
     "ListNumbers": {"limit": 20, "number_type": "local", "search": "desk"},
@@ -69,7 +70,7 @@ RESPONSES: Mapping[str, dict[str, Any]] = {
     "FindOrder": {"data": _ROWS, "meta": {"order_id": _ORDER_ID}},
     "HoldNumbers": {"data": _HOLD},
     "GetHold": {"data": _HOLD},
-    "ReleaseHold": {"data": {"status": "released", "numbers": [_NUMBER, _OTHER]}},
+    "ReleaseHold": {"data": {"status": "released", "numbers": _HELD}},
     "ListNumbers": {"data": _ROWS, "meta": {"limit": 20, "next_cursor": None}},
     "GetNumber": {"data": _row(label="front desk")},
     "UpdateNumber": {"data": _row(inbound_url=_URL, label="front desk")},

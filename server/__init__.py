@@ -18,9 +18,11 @@
 - messages.py          domain to response bytes
 - rules/               the decisions, without gRPC and without SQL
 - config.py            every setting, and the limits of the contract
+- server_addresses.py  where the edge finds the workers
 - errors.py            every error code, in one table
 - keys.py scopes.py    API keys as text, and what they may do
 - money.py log.py      amounts, JSON log lines
+- metrics.py           what a worker counts
 - tracing.py spans.py  which calls are traced, and their spans; traceparent.py reads the header
 - deadlines.py         one timer for everything that waits until a deadline
 

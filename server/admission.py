@@ -49,6 +49,11 @@ class Admission:
         """Whether one more write would be refused at once."""
         return self._count >= self._count_max or self._shared.unsettled.is_full
 
+    @property
+    def count(self) -> int:
+        """Writes that wait or run."""
+        return self._count
+
     async def decision(self, write: Order | Write, timeout_seconds: float, put: Put) -> Any:
         """Pass a write to `put`, and return what became of it. Raises the Refusal that was decided.
 

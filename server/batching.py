@@ -22,6 +22,7 @@ from typing import Any
 
 from psycopg import errors
 
+from server import metrics
 from server.admission import Admission, Respond, Response, Shared
 from server.config import Settings
 from server.errors import Code, Refusal
@@ -59,13 +60,23 @@ class Batcher:
 
         retries = [connection() for _ in range(settings.retry_connections)]
         self._check = connection()
-        self._retries = OneByOne(settings, retries, place_alone)
+        self._retries = OneByOne(settings, retries, place_alone, "retries")
         self._queues = [_OrderQueue(settings, self._retries, connection()) for _ in range(settings.order_connections)]
 
     @property
     def is_full(self) -> bool:
         """Whether one more order would be refused at once."""
         return self._admission.is_full
+
+    @property
+    def in_progress(self) -> int:
+        """Orders that wait or run."""
+        return self._admission.count
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The lengths of the queues, by name."""
+        return {"orders": sum(queue.length for queue in self._queues), **self._retries.waiting}
 
     async def check(self) -> None:
         """Return if an order could be carried out now. Raises DatabaseAway."""
@@ -126,6 +137,10 @@ class _OrderQueue:
         self._shared_until = 0.0
         self._task = asyncio.create_task(self._run())
 
+    @property
+    def length(self) -> int:
+        return self._queue.length
+
     def put(self, pending: PendingWrite) -> None:
         if self._closing:
             raise Refusal(Code.UNAVAILABLE)
@@ -149,6 +164,7 @@ class _OrderQueue:
             batch = self._next_batch()
             last = len(batch)
             if batch:
+                metrics.BATCH_ORDERS.observe(len(batch))
                 await self._carry_out(batch)
 
     async def _wait_for_orders(self, count: int) -> None:
@@ -183,6 +199,7 @@ class _OrderQueue:
             decision = decisions.get(pending, Retry())
             if isinstance(decision, Retry):
                 pending.note_rollback()
+                metrics.RETRIES["orders",].value += 1
                 self._retries.put(pending)
             else:
                 pending.end(decision)
@@ -219,4 +236,6 @@ class _OrderQueue:
                 return {}
             orders = [pending.write for pending in running if isinstance(pending.write, Order)]
             decisions = await place(connection, orders, limits, skip_locked=skip_locked)
+        if skip_locked:
+            metrics.LOCK_SKIPS.value += sum(isinstance(decision, Retry) for decision in decisions)
         return dict(zip(running, decisions, strict=True))

@@ -13,9 +13,12 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, fiel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import OperatorError
+from server.server_addresses import ServerAddress, read_servers
 
 PREFIX = "ORDERNUMBERS_"
+WITHOUT_PREFIX = {"DATABASE_URL", "DATABASE_URL_FILE"}
 Port = Annotated[int, Field(ge=1, le=65535)]
+PortOrNone = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(ip_address)]
 
@@ -34,7 +37,9 @@ _HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?
 
 
 class Settings(BaseSettings):
-    """Read from the environment: `ORDERNUMBERS_` and the name in capitals. Only `DATABASE_URL` has no prefix."""
+    """Read from the environment: `ORDERNUMBERS_` and the name in capitals. Only `DATABASE_URL` and
+    `DATABASE_URL_FILE` have no prefix.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -48,6 +53,10 @@ class Settings(BaseSettings):
         str | None, Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"), repr=False)
     ] = None
     """libpq URL of a PostgreSQL. Without it: the embedded one of `data_dir`."""
+    database_url_file: Annotated[
+        Path | None, Field(validation_alias=AliasChoices("DATABASE_URL_FILE", "database_url_file"))
+    ] = None
+    """A file with that URL, in place of `DATABASE_URL`. So that no secret is in the environment."""
     data_dir: Path = Path(".data")
     """Folder of the embedded PostgreSQL and of the demo's key."""
 
@@ -59,6 +68,24 @@ class Settings(BaseSettings):
     """Port of the edge."""
     grpc_port: Port = 50051
     """Worker i listens on `grpc_port` + i."""
+    metrics_bind: Address = IPv4Address("127.0.0.1")
+    """Address of the metrics pages of workers and edge. They have no TLS and ask for no key."""
+    metrics_port: PortOrNone = 9464
+    """Worker i serves its metrics on `metrics_port` + i. 0: it serves none."""
+    edge_metrics_port: PortOrNone = 9463
+    """The edge serves its metrics here. 0: it serves none."""
+    servers: str | None = None
+    """The workers that the edge calls, as `host:port`, `host:port-port` or `dns:name:port`, separated by commas."""
+    grpc_tls_cert: Path | None = None
+    """Certificate chain (PEM) that a worker shows to edges, and an edge to workers. With it they use TLS."""
+    grpc_tls_key: Path | None = None
+    """The private key of `grpc_tls_cert` (PEM)."""
+    grpc_tls_ca: Path | None = None
+    """Certificates (PEM) that the other side's certificate must be signed by."""
+    grpc_tls_name: str = "ordernumbers-servers"
+    """The DNS name that the certificate of each worker has."""
+    grpc_insecure: bool = False
+    """Whether workers may listen beyond this machine without TLS."""
     tls_cert: Path | None = None
     """The edge's certificate chain (PEM). With it and `tls_key` the edge uses TLS."""
     tls_key: Path | None = None
@@ -130,7 +157,9 @@ class Settings(BaseSettings):
     drain_ms: Annotated[int, Field(ge=0, le=300_000)] = 3000
     """How long a stopping worker or edge still accepts calls. Also the pause between two workers at SIGHUP."""
 
-    @field_validator("data_dir", "tls_cert", "tls_key")
+    @field_validator(
+        "data_dir", "database_url_file", "tls_cert", "tls_key", "grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -146,6 +175,13 @@ class Settings(BaseSettings):
             )
         return url
 
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, servers: str | None) -> str | None:
+        if servers is not None:
+            read_servers(servers)
+        return servers
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
@@ -155,20 +191,34 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY must be set together")
-        for name, path in (("TLS_CERT", self.tls_cert), ("TLS_KEY", self.tls_key)):
-            if path and not path.is_file():
-                raise ValueError(f"{PREFIX}{name}: {path} is not a file")
-        ports = [self.rest_port, *self.grpc_ports]
+        for names in (("tls_cert", "tls_key"), ("grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca")):
+            paths = {variable_of(name): getattr(self, name) for name in names}
+            if None in paths.values() and any(paths.values()):
+                raise ValueError(f"{' and '.join(paths)} must be set together")
+            for variable, path in paths.items():
+                if path and not path.is_file():
+                    raise ValueError(f"{variable}: {path} is not a file")
+        ports = [self.rest_port, *self.grpc_ports, *self.metrics_ports, *filter(None, [self.edge_metrics_port])]
         if len(set(ports)) < len(ports) or max(ports) > 65535:
             raise ValueError(f"the ports must differ and be at most 65535, but they are {ports}")
         return self
 
     @property
+    def server_addresses(self) -> list[ServerAddress]:
+        """Where the edge finds the workers."""
+        if self.servers is not None:
+            return read_servers(self.servers)
+        return [ServerAddress(str(reachable(self.grpc_bind)), port) for port in self.grpc_ports]
+
+    @property
     def grpc_ports(self) -> list[int]:
         """One port per worker."""
         return [self.grpc_port + i for i in range(self.workers)]
+
+    @property
+    def metrics_ports(self) -> list[int]:
+        """One port per worker, or none at all."""
+        return [self.metrics_port + i for i in range(self.workers)] if self.metrics_port else []
 
 
 def _is_understood(url: str) -> bool:
@@ -182,7 +232,8 @@ def _is_understood(url: str) -> bool:
 
 def variable_of(setting: str) -> str:
     """The environment variable of a setting."""
-    return "DATABASE_URL" if setting.upper() == "DATABASE_URL" else PREFIX + setting.upper()
+    name = setting.upper()
+    return name if name in WITHOUT_PREFIX else PREFIX + name
 
 
 def host_and_port(host: IPv4Address | IPv6Address, port: int) -> str:
@@ -200,14 +251,27 @@ def reachable(host: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 @cache
 def settings() -> Settings:
     """The settings of this process. Raises OperatorError that names the first unknown one, or all wrong ones."""
-    known = {variable_of(name) for name in Settings.model_fields} - {"DATABASE_URL"}
+    known = {variable_of(name) for name in Settings.model_fields} - WITHOUT_PREFIX
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise OperatorError(f"{unknown[0]} is not a setting. The settings are DATABASE_URL, {', '.join(sorted(known))}")
+        names = ", ".join([*sorted(WITHOUT_PREFIX), *sorted(known)])
+        raise OperatorError(f"{unknown[0]} is not a setting. The settings are {names}")
     try:
-        return Settings()
+        found = Settings()
+        return _with_url_of_file(found, found.database_url_file) if found.database_url_file else found
     except ValidationError as error:
         raise OperatorError("; ".join(map(_problem, error.errors()))) from None
+
+
+def _with_url_of_file(found: Settings, path: Path) -> Settings:
+    if found.database_url is not None:
+        raise OperatorError("DATABASE_URL and DATABASE_URL_FILE must not both be set")
+    try:
+        url = path.read_text().strip()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+        raise OperatorError(f"DATABASE_URL_FILE: {path} cannot be read: {reason}") from None
+    return Settings(database_url=url)
 
 
 def _problem(error: Any) -> str:

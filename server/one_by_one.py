@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from server import metrics
 from server.config import Settings
 from server.errors import Code, Refusal
 from server.pending import PendingWrite, Queue, Stage
@@ -36,11 +37,14 @@ class OneByOne:
     number would block every connection, once for each write of it.
     """
 
-    def __init__(self, settings: Settings, connections: Sequence[WriteConnection], carry_out: CarryOut) -> None:
+    def __init__(
+        self, settings: Settings, connections: Sequence[WriteConnection], carry_out: CarryOut, name: str
+    ) -> None:
+        """`name` is the one of its queue, as the metrics name it."""
         self.connections = connections
         self._carry_out = carry_out
         self._lock_seconds_max = settings.lock_timeout_ms / 1000
-        self._queue = Queue()
+        self._queue = Queue(name)
         self._pausing = 0
         self._numbers: set[str] = set()  # of the writes that are being tried
         self._closing = False
@@ -51,6 +55,11 @@ class OneByOne:
     def is_closing(self) -> bool:
         """Whether no new write should come."""
         return self._closing
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The length of its queue, by the queue's name."""
+        return {self._queue.name: self._queue.length}
 
     def put(self, pending: PendingWrite) -> None:
         self._queue.put(pending)
@@ -71,6 +80,7 @@ class OneByOne:
             self._changed.set()
             if isinstance(decision, Retry):
                 self._pausing += 1
+                metrics.RETRIES[self._queue.name,].value += 1
                 pause_seconds = random.uniform(0, PAUSE_SECONDS_MAX)  # noqa: S311
                 asyncio.get_running_loop().call_later(pause_seconds, self._put_again, pending)
             else:

@@ -1,12 +1,14 @@
 """Writes that wait for their transaction, orders and others: the stage of each, and the queue. Nothing here awaits."""
 
 import asyncio
+import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from server import metrics
 from server.errors import Code, Refusal
 from server.rules.values import Decision, Done, Id, Order, Outcome, Placed, Write
 
@@ -56,6 +58,8 @@ class PendingWrite:
     """Attempts alone in a transaction."""
     times_away: int = 0
     """Those of them that found no database."""
+    queued_at: float = 0.0
+    """When it was queued, of `time.monotonic`."""
 
     @property
     def is_wanted(self) -> bool:
@@ -93,6 +97,7 @@ class PendingWrite:
             self.expire()
         else:
             self._respond(decision)
+        _count(self, decision)
         self.on_end(self)
 
     def _respond(self, decision: Decision | Outcome) -> None:
@@ -107,15 +112,36 @@ class PendingWrite:
             self.caller.set_exception(error)
 
 
+def _count(pending: PendingWrite, decision: Decision | Outcome | None) -> None:
+    """Count what became of a write."""
+    placed = decision if isinstance(decision, Placed) else decision.result if isinstance(decision, Done) else None
+    if isinstance(placed, Placed):
+        metrics.ORDERS_PLACED.value += 1
+        metrics.NUMBERS_SOLD.value += len(placed.order.numbers)
+    if pending.sent is not None:
+        metrics.UNKNOWN_OUTCOMES[_end_of_unknown(pending, decision),].value += 1
+
+
+def _end_of_unknown(pending: PendingWrite, decision: Decision | Outcome | None) -> str:
+    if decision is pending.sent:
+        return "carried_out"
+    # TIMEOUT is never decided. It means that the attempt to find out has failed.
+    is_open = decision is None or (isinstance(decision, Refusal) and decision.code is Code.TIMEOUT)
+    return "never_known" if is_open else "decided_again"
+
+
 @dataclass(slots=True)
 class Queue:
     """Pending writes by organization. Organizations take turns."""
 
+    name: str = "orders"
+    """As the metrics name it."""
     by_organization: OrderedDict[Id, deque[PendingWrite]] = field(default_factory=OrderedDict)
     length: int = 0
 
     def put(self, pending: PendingWrite) -> None:
         self.length += 1
+        pending.queued_at = time.monotonic()
         self.by_organization.setdefault(pending.write.organization_id, deque()).append(pending)
 
     def take(self, orders_max: int, numbers_max: int, share_max: int) -> list[PendingWrite]:
@@ -138,7 +164,7 @@ class Queue:
                 goes_back_to = at_share_max if shares[organization_id] == share_max else self.by_organization
                 goes_back_to[organization_id] = pending
         self.by_organization.update(at_share_max)
-        self.length -= len(batch)
+        self._note_taken(batch)
         return batch
 
     def take_without(self, numbers: set[str]) -> PendingWrite | None:
@@ -162,6 +188,12 @@ class Queue:
     def _remove(self, pending: PendingWrite) -> None:
         queue = self.by_organization[pending.write.organization_id]
         queue.remove(pending)
-        self.length -= 1
+        self._note_taken([pending])
         if not queue:
             del self.by_organization[pending.write.organization_id]
+
+    def _note_taken(self, taken: Sequence[PendingWrite]) -> None:
+        self.length -= len(taken)
+        waits, now = metrics.QUEUE_SECONDS[self.name,], time.monotonic()
+        for pending in taken:
+            waits.observe(now - pending.queued_at)

@@ -52,6 +52,11 @@ class Reads:
         """Whether one more read would be refused at once."""
         return self._count >= self._count_max
 
+    @property
+    def in_progress(self) -> int:
+        """Reads that wait or run."""
+        return self._count
+
     async def check_if_idle(self) -> None:
         """Test the connections that are open and not in use. Close those that are lost."""
         await asyncio.gather(*(reader.check_if_idle() for reader in self._readers))

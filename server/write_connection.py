@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import psycopg
 from psycopg import errors
 
-from server import tracing
+from server import metrics, tracing
 from server.config import Settings
 from server.pending import SEND_SECONDS_MIN, PendingWrite
 from server.store.connection import (
@@ -30,6 +30,15 @@ CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 LOCKED_OUT = (errors.LockNotAvailable, errors.QueryCanceled)
 # After these a rollback makes the connection as good as before. After any other error it is closed.
 HARMLESS = (*CONFLICTS, *LOCKED_OUT, InProgress, psycopg.IntegrityError)
+REASONS = (
+    (CONFLICTS, "conflict"),
+    ((errors.LockNotAvailable, InProgress), "locked"),
+    (errors.QueryCanceled, "timeout"),
+    (OutcomeUnknown, "unknown"),
+    (DatabaseAway, "connection"),
+    (BaseException, "other"),
+)
+"""Why an attempt failed, as the metrics name it. The first that fits counts."""
 CLOSE_AFTER_SECONDS = 0.5
 """How long after statement_timeout we wait before closing the socket."""
 
@@ -50,6 +59,7 @@ class UnsettledCommits:
 
     def add(self, backend: str) -> None:
         self._backends.add(backend)
+        metrics.UNSETTLED_COMMITS.value = len(self._backends)
 
     async def forget_ended(self, connection: PipelinedConnection) -> None:
         """Drop those that have ended. Raises psycopg.Error, DatabaseAway."""
@@ -57,6 +67,7 @@ class UnsettledCommits:
             asked = set(self._backends)
             (running,) = await connection.run(FIND_RUNNING(backends=array(asked)))
             self._backends -= asked - {backend for (backend,) in running.rows}
+            metrics.UNSETTLED_COMMITS.value = len(self._backends)
 
 
 class WriteConnection:
@@ -96,6 +107,9 @@ class WriteConnection:
                     self._note_unknown(connection, running, error)
                 for pending in running:
                     pending.note_rollback()
+                if running:
+                    reason = next(reason for kind, reason in REASONS if isinstance(error, kind))
+                    metrics.FAILED_ATTEMPTS[reason,].value += 1
                 await self._recover(connection, error)
                 raise
             finally:

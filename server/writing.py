@@ -21,12 +21,22 @@ class Writer:
             WriteConnection(settings, database_url, shared.unsettled, STATEMENTS)
             for _ in range(settings.write_connections)
         ]
-        self._writes = OneByOne(settings, connections, carry_out)
+        self._writes = OneByOne(settings, connections, carry_out, "writes")
 
     @property
     def is_full(self) -> bool:
         """Whether one more write would be refused at once."""
         return self._admission.is_full
+
+    @property
+    def in_progress(self) -> int:
+        """Writes that wait or run."""
+        return self._admission.count
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The length of the queue, by its name."""
+        return self._writes.waiting
 
     async def check_if_idle(self) -> None:
         """Test the connections that are open and not in use. Close those that are lost."""

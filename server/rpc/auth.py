@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from google.protobuf.descriptor import MethodDescriptor
 
 from ordernumbers.v1 import options_pb2
-from server import keys
+from server import keys, metrics
 from server.errors import Code, Refusal
 from server.store.reads import Principal
 
@@ -43,6 +43,8 @@ class Authenticator:
         cache_seconds: float,
         unknown_keys_per_second: int,
     ) -> None:
+        self.cache_hits = 0
+        """How often a key was found in the cache."""
         self._find = find
         self._cache_seconds = cache_seconds
         # Anybody can make up keys, and each costs a look-up. Calls with known keys must not pay for them.
@@ -86,12 +88,16 @@ class Authenticator:
 
     def _cached_principal(self, digest: bytes) -> Principal | None:
         cached = self._cached.get(digest)
-        return cached[1] if cached and cached[0] > time.monotonic() else None
+        if not (cached and cached[0] > time.monotonic()):
+            return None
+        self.cache_hits += 1
+        return cached[1]
 
     async def _find_one(self, digest: bytes) -> Principal | None:
         found = self._wanted.get(digest)
         if found is None:
             if digest not in self._cached and not self._unknown_keys.take():
+                metrics.KEYS["refused",].value += 1
                 raise Refusal(Code.RATE_LIMITED)  # not UNAUTHORIZED: the key may be valid
             found = self._wanted[digest] = asyncio.get_running_loop().create_future()
         if self._looking_up is None:
@@ -106,11 +112,13 @@ class Authenticator:
             try:
                 found = await self._find(wanted)
             except Exception as error:
+                metrics.KEYS["failed",].value += len(wanted)
                 for future in wanted.values():
                     future.set_exception(error)
             else:
                 for digest, future in wanted.items():
                     principal = found.get(digest)
+                    metrics.KEYS["found" if principal else "unknown",].value += 1
                     if principal:
                         self.renew(principal, asked)
                     future.set_result(principal)

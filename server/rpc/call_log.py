@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from server import metrics
 from server.store.reads import Principal
 
 
@@ -65,6 +66,9 @@ class CallLog:
 
     def _flush(self) -> None:
         records, self._records = self._records, []
+        ended = time.monotonic()
+        for each in records:
+            metrics.count_call(each.method.rpartition(".")[2], each.code, ended - each.started)
         with suppress(OSError, ValueError):  # a log that cannot be written must not stop sales
             sys.stderr.write("\n".join([*map(str, records), ""]))
             sys.stderr.flush()

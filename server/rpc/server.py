@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ordernumbers.v1 import phone_number_service_pb2
+from server import metrics
 from server.admission import Shared
 from server.api.service import PhoneNumberService
 from server.batching import Batcher
@@ -20,6 +21,7 @@ from server.config import Settings, host_and_port
 from server.reading import Reads
 from server.rpc.auth import Authenticator
 from server.rpc.calls import Calls
+from server.rpc.tls import server_credentials
 from server.store.connection import DatabaseAway
 from server.store.idempotency import purge
 from server.store.reads import KEYS, Principal, Reader
@@ -67,6 +69,9 @@ class Server:
         shared = Shared(settings)
         self._keys = Reader(database_url, settings, KEYS)
         self._reads = Reads(settings, database_url, worker)
+        self._authenticator = Authenticator(
+            self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second
+        )
         self._batcher = Batcher(settings, database_url, shared)
         self._writer = Writer(settings, database_url, shared)
         self._health = health.aio.HealthServicer()
@@ -79,10 +84,15 @@ class Server:
         """Serve on `settings.grpc_bind`:`port`. Raises OSError if the port is in use."""
         self = cls(settings, database_url, port - settings.grpc_port)
         self._add_services()
+        metrics.before_scrape.append(self._set_metrics)
         try:
             with _port_guard(str(settings.grpc_bind), port):
                 for server in self._servers:
-                    server.add_insecure_port(host_and_port(settings.grpc_bind, port))
+                    # Not the same credentials for all: gRPC reads the first certificate of each only once.
+                    if credentials := server_credentials(settings):
+                        server.add_secure_port(host_and_port(settings.grpc_bind, port), credentials)
+                    else:
+                        server.add_insecure_port(host_and_port(settings.grpc_bind, port))
         except (OSError, RuntimeError) as error:
             await self._close()
             is_other = isinstance(error, OSError) and error.errno != EADDRINUSE
@@ -122,9 +132,8 @@ class Server:
 
     def _add_services(self) -> None:
         settings = self._settings
-        authenticator = Authenticator(self._find_keys, settings.key_cache_ms / 1000, settings.unknown_keys_per_second)
         service = PhoneNumberService(settings, self._batcher, self._writer, self._reads)
-        handlers = Calls(settings, authenticator, service.is_full).handlers(SERVICE, service)
+        handlers = Calls(settings, self._authenticator, service.is_full).handlers(SERVICE, service)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         for server in self._servers:
             server.add_generic_rpc_handlers([handlers])
@@ -145,9 +154,13 @@ class Server:
             await asyncio.sleep(random.uniform(0, 2 * PURGE_INTERVAL_SECONDS))  # noqa: S311
             try:
                 purged = await purge(self._database_url, self._settings)
+                metrics.PURGES["ok",].value += 1
+                metrics.PURGED.value += purged
             except DatabaseAway as error:
+                metrics.PURGES["failed",].value += 1
                 log.warning("old idempotency keys could not be purged: %s", error)
             except Exception:  # it is tried again
+                metrics.PURGES["failed",].value += 1
                 log.exception("old idempotency keys could not be purged")
             else:
                 if purged:
@@ -165,8 +178,23 @@ class Server:
         except Exception:  # the next check may succeed
             log.exception("the health check failed")
             serving = False
+        metrics.DATABASE_UP.value = serving
         if not self._draining:
             await self._report(serving)
+
+    def _set_metrics(self) -> None:
+        """Set what is not counted in server/metrics.py, because that would cost more."""
+        settings = self._settings
+        for kind, part, count_max in (
+            ("orders", self._batcher, settings.orders_in_progress_max),
+            ("writes", self._writer, settings.writes_in_progress_max),
+            ("reads", self._reads, settings.reads_in_progress_max),
+        ):
+            metrics.IN_PROGRESS[kind,].value = part.in_progress
+            metrics.IN_PROGRESS_MAX[kind,].value = count_max
+        for queue, length in (self._batcher.waiting | self._writer.waiting).items():
+            metrics.QUEUE_LENGTH[queue,].value = length
+        metrics.KEYS["cached",].value = self._authenticator.cache_hits
 
     async def _report(self, serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse

@@ -24,12 +24,15 @@ def banner(settings: Settings, no_demo_reason: str, seconds: float) -> str:
     edge = f"{scheme}://{edge_address}"
     docs = f"  reference       {edge}{PAGE_PATH}   (to try each call in a browser)\n" if has_docs_page(settings) else ""
     worker_addresses = ", ".join(_address(settings.grpc_bind, port) for port in settings.grpc_ports)
+    metrics_ports = [port for port in (settings.edge_metrics_port, *settings.metrics_ports) if port]
+    metrics_addresses = ", ".join(_address(settings.metrics_bind, port) for port in metrics_ports)
     return f"""
 OrderNumbers is ready. It started in {seconds:.1f} s.
 
   REST and gRPC   {edge}   (health: GET /healthz)
 {docs}  workers         {worker_addresses}   (gRPC, with reflection)
   Envoy's admin   curl --unix-socket {_quoted(admin_socket(settings))} http://localhost/
+  metrics         {metrics_addresses or "off"}   (GET /metrics, for Prometheus)
   data folder     {_shown(settings.data_dir)}
 
 {no_demo_reason or _example_calls(settings, edge_address)}

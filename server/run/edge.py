@@ -18,6 +18,7 @@ from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.docs_page import write_docs_files
 from server.run.edge_config import edge_config, longest_call_ms
+from server.run.edge_tls import write_secrets
 from server.run.embedded.files import take_lock_file
 from server.run.embedded.guard import guarded
 from server.run.envoy_admin import ask, stat
@@ -135,6 +136,7 @@ def write_config(settings: Settings) -> Path:
     path = settings.data_dir / f"envoy-{settings.rest_port}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_docs_files(settings)
+    write_secrets(settings)
     path.write_text(json.dumps(edge_config(settings), indent=1))
     return path
 
@@ -196,11 +198,12 @@ async def drain(settings: Settings) -> None:
     try:
         # From here on /healthz returns 503, so that load balancers stop sending calls.
         await _admin(settings, "POST", "/healthcheck/fail")
-        # From here on every response closes its connection. New connections are still accepted.
-        await _admin(settings, "POST", "/drain_listeners?graceful&skip_exit")
+        # From here on every response closes its connection. New connections are still accepted. The metrics page, which
+        # is not inbound, stays until the end.
+        await _admin(settings, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
         await _wait_until_idle(settings, settings.drain_ms / 1000)
         # From here on new connections are refused. The calls in progress end at their deadline at the latest.
-        await _admin(settings, "POST", "/drain_listeners")
+        await _admin(settings, "POST", "/drain_listeners?inboundonly")
         await _wait_until_idle(settings, longest_call_ms(settings) / 1000)
         await _admin(settings, "POST", "/quitquitquit")
     except OSError:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from ordernumbers.v1 import errors_pb2
-from server.config import REQUEST_BODY_BYTES_MAX, Settings, reachable
+from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.run.docs_page import BODY_BYTES_MAX, docs_routes
+from server.run.edge_tls import downstream_tls, upstream_tls
 from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
@@ -33,7 +34,7 @@ Config = dict[str, Any]
 
 
 def edge_config(settings: Settings) -> Config:
-    """Return envoy/envoy.yaml with the addresses, limits, files and certificate of the settings."""
+    """Return envoy/envoy.yaml with the addresses, limits, files and certificate of the settings, and a metrics page."""
     config: Config = yaml.safe_load((EDGE / "envoy.yaml").read_text())
     (listener,) = config["static_resources"]["listeners"]
     (cluster,) = config["static_resources"]["clusters"]
@@ -41,16 +42,18 @@ def edge_config(settings: Settings) -> Config:
     _set_overload(config["overload_manager"], settings)
     listener["address"] = _address(settings.bind, settings.rest_port)
     listener["per_connection_buffer_limit_bytes"] = REQUEST_BODY_BYTES_MAX
-    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": _endpoints(settings)}]
+    _set_servers(cluster, settings)
     (chain,) = listener["filter_chains"]
-    if settings.tls_cert and settings.tls_key:
-        chain["transport_socket"] = _tls(settings.tls_cert, settings.tls_key)
+    if settings.tls_cert:
+        chain["transport_socket"] = downstream_tls(settings)
     http = chain["filters"][0]["typed_config"]
     _set_http(http, settings)
     if settings.otlp_endpoint:
         http["tracing"] = tracing(settings)
         config["static_resources"]["clusters"].append(otlp_cluster(settings))
         config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
+    if settings.edge_metrics_port:
+        _add_metrics_page(config["static_resources"], settings)
     return config
 
 
@@ -65,6 +68,15 @@ def _admin_page(settings: Settings) -> Config:
     return {"address": {"pipe": pipe}, "ignore_global_conn_limit": True}
 
 
+def _add_metrics_page(resources: Config, settings: Settings) -> None:
+    page: Config = yaml.safe_load((EDGE / "metrics.yaml").read_text())
+    page["listener"]["address"] = _address(settings.metrics_bind, settings.edge_metrics_port)
+    pipe = {"path": str(admin_socket(settings))}
+    page["cluster"]["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": {"pipe": pipe}}}]}]
+    resources["listeners"].append(page["listener"])
+    resources["clusters"].append(page["cluster"])
+
+
 def _set_overload(overload: Config, settings: Settings) -> None:
     connections, memory = (monitor["typed_config"] for monitor in overload["resource_monitors"])
     connections["max_active_downstream_connections"] = settings.edge_connections_max
@@ -75,20 +87,17 @@ def _address(host: IPv4Address | IPv6Address, port: int) -> Config:
     return {"socket_address": {"address": str(host), "port_value": port}}
 
 
-def _endpoints(settings: Settings) -> list[Config]:
-    host = reachable(settings.grpc_bind)
-    return [{"endpoint": {"address": _address(host, port)}} for port in settings.grpc_ports]
-
-
-def _tls(certificate: Path, key: Path) -> Config:
-    files = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
-    return {
-        "name": "tls",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "common_tls_context": {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [files]},
-        },
-    }
+def _set_servers(cluster: Config, settings: Settings) -> None:
+    addresses = settings.server_addresses
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": each.host, "port_value": each.port}}}}
+        for each in addresses
+    ]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+    if any(each.is_name for each in addresses):
+        cluster["type"] = "STRICT_DNS"
+    if settings.grpc_tls_cert:
+        cluster["transport_socket"] = upstream_tls(settings)
 
 
 def _set_http(http: Config, settings: Settings) -> None:

@@ -65,7 +65,16 @@ async def _replace_at_each(hangup: asyncio.Event, supervisors: Sequence[Supervis
 
 
 def workers(settings: Settings, database_url: str) -> list["Worker"]:
-    """Return the workers of the settings, one per port."""
+    """Return the workers of the settings, one per port.
+
+    Raises OperatorError if others than this machine could call them without TLS.
+    """
+    if not (settings.grpc_bind.is_loopback or settings.grpc_tls_cert or settings.grpc_insecure):
+        tls = ", ".join(map(variable_of, ("grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca")))
+        raise OperatorError(
+            f"{variable_of('grpc_bind')}={settings.grpc_bind} is open to other machines. "
+            f"Set {tls}, or {variable_of('grpc_insecure')}=true"
+        )
     return [Worker(index, settings, database_url) for index in range(settings.workers)]
 
 
@@ -141,5 +150,7 @@ class Worker:
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return our own environment, with these settings in place of ours."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "DATABASE_URL"))}
-    values = settings.model_dump(mode="json", exclude_none=True)
+    # A secret that is in a file stays out of the environment.
+    in_file = {"database_url"} if settings.database_url_file else set[str]()
+    values = settings.model_dump(mode="json", exclude_none=True, exclude=in_file)
     return inherited | {variable_of(name): str(value) for name, value in values.items()}

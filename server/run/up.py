@@ -144,7 +144,10 @@ async def _require_free_ports(settings: Settings) -> None:
     ports = [
         (str(settings.bind), settings.rest_port, "REST_PORT"),
         *((str(settings.grpc_bind), port, "GRPC_PORT") for port in settings.grpc_ports),
+        *((str(settings.metrics_bind), port, "METRICS_PORT") for port in settings.metrics_ports),
     ]
+    if settings.edge_metrics_port:
+        ports.append((str(settings.metrics_bind), settings.edge_metrics_port, "EDGE_METRICS_PORT"))
     for host, port, name in ports:
         while error := _listen_error(host, port):
             if error.errno != errno.EADDRINUSE:

@@ -15,6 +15,7 @@ from server.config import settings as settings_of_environment
 from server.errors import OperatorError
 from server.log import log_as_json
 from server.rpc.server import Server
+from server.run.metrics_page import serve_metrics
 from server.run.serve import READY
 from server.run.supervisor import until_stopped
 
@@ -57,6 +58,8 @@ async def _start_server(index: int) -> Server:
     settings = settings_of_environment()
     if settings.database_url is None:
         raise OperatorError("DATABASE_URL is not set")
+    if settings.metrics_port:
+        serve_metrics(settings.metrics_bind, settings.metrics_ports[index])
     tracing.start(settings, index)
     return await Server.start(settings, settings.database_url, settings.grpc_ports[index])
 

@@ -1,10 +1,12 @@
 """What every transaction of ours has in common: its limits, and its end, which is not always confirmed."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import Error, InternalError
 
+from server import metrics
 from server.rules.values import Id
 from server.store.connection import DatabaseAway, PipelinedConnection, Result
 from server.store.statements import BoundStatement, load, milliseconds
@@ -46,7 +48,10 @@ class InProgress(Exception):
 
 async def run(connection: PipelinedConnection, statements: dict[str, BoundStatement]) -> dict[str, Result]:
     """Execute the statements in one round trip. Return their results by the same names."""
-    return dict(zip(statements, await connection.run(*statements.values()), strict=True))
+    started = time.monotonic()
+    results = dict(zip(statements, await connection.run(*statements.values()), strict=True))
+    metrics.READ_SECONDS.observe(time.monotonic() - started)
+    return results
 
 
 async def check(connection: PipelinedConnection, limits: Limits) -> None:
@@ -57,6 +62,7 @@ async def check(connection: PipelinedConnection, limits: Limits) -> None:
 
 async def finish(connection: PipelinedConnection, statements: Sequence[BoundStatement], sent: Mapping[Id, Any]) -> None:
     """Round trip 2: write, and commit. `sent` is what these statements carry out. Raises OutcomeUnknown."""
+    started = time.monotonic()
     try:
         *_, commit = await connection.run(*statements, COMMIT())
     except BaseException as error:
@@ -64,6 +70,7 @@ async def finish(connection: PipelinedConnection, statements: Sequence[BoundStat
             raise
         # Also without a write. Row locks are logged too, so this COMMIT may wait for a standby and keep its locks.
         raise OutcomeUnknown(sent) from error
+    metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
     if commit.tag == "ROLLBACK":  # PostgreSQL reports that for the COMMIT of an aborted transaction
         raise InternalError("COMMIT was answered with ROLLBACK")
     # The warning: a cancelled wait for the standby. The primary has the transaction, and perhaps no other server.

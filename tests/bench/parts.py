@@ -166,7 +166,7 @@ def running_service(
 ) -> Iterator[RunningService]:
     """The server with the settings of the environment, but on free ports and without rate limits."""
     folder.mkdir(parents=True)
-    first = free_ports(1 + workers)
+    first = free_ports(2 + 2 * workers)
     changed = {
         "database_url": database_url,
         "data_dir": folder,
@@ -177,6 +177,8 @@ def running_service(
         "rate_limit_per_address": RATE_LIMIT_OFF,
         "drain_ms": 0,
     }
+    if (tree.root / "server/metrics.py").exists():  # an older tree does not know these settings
+        changed |= {"metrics_port": first + 1 + workers, "edge_metrics_port": first + 1 + 2 * workers}
     settings, environment = Settings(**changed), tree.environment(**changed)  # type: ignore[arg-type]
     with ExitStack() as stack:
         log = folder / "server.log"
@@ -231,7 +233,9 @@ def running_bare_edge(folder: Path, settings: Settings) -> Iterator[RestServer]:
     """Another Envoy in front of the same workers, with the same configuration, but without our Lua."""
     folder.mkdir(parents=True)
     port = free_ports(1)
-    settings = settings.model_copy(update={"rest_port": port, "data_dir": folder, "edge_docs": False})
+    settings = settings.model_copy(
+        update={"rest_port": port, "edge_metrics_port": 0, "edge_docs": False, "data_dir": folder}
+    )
     config_path, log = folder / "envoy.json", folder / "envoy.log"
     config_path.write_text(json.dumps(_without_lua(edge_config(settings))))
     with running(envoy_command(settings, config_path), log) as envoy:

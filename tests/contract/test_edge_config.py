@@ -21,7 +21,7 @@ from server.errors import OperatorError
 from server.run import edge, edge_config
 from tests.support.callers import failure
 from tests.support.edge import access_log, running_edge, running_server, sell, wait_until_ready
-from tests.support.stack import local_settings, wait_until
+from tests.support.stack import has_ipv6, local_settings, wait_until
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"numbers": ["+14155550100"]}
@@ -57,7 +57,8 @@ def test_envoy_yaml_is_valid_without_changes():
     "changed",
     [
         {},
-        {"bind": "::1", "grpc_bind": "::1", "workers": 16},
+        {"bind": "::1", "grpc_bind": "::1", "metrics_bind": "::1", "workers": 16},
+        {"edge_metrics_port": 0},
         {"bind": "0.0.0.0", "grpc_bind": "0.0.0.0", "edge_reflection": True},
         {"rest_deadline_ms": 200, "deadline_max_ms": 299_500, "rate_limit_per_key": 1},
         {"drain_ms": 0, "rate_limit_per_key": 1_000_000},
@@ -74,7 +75,7 @@ def test_the_rendered_configuration_with_tls_is_valid(tmp_path, certificate):
 
 
 def test_envoy_yaml_is_the_configuration_for_the_default_settings():
-    config = edge.edge_config(Settings(workers=1, edge_docs=False))
+    config = edge.edge_config(Settings(workers=1, edge_docs=False, edge_metrics_port=0))
     del config["admin"]  # the page obeys everyone, so those who run Envoy by hand get none
     text = yaml.safe_dump(config, sort_keys=True)
     for folder, name in ((edge_config.EDGE, "envoy"), (edge_config.CONTRACT, "gen/ordernumbers/v1")):
@@ -84,7 +85,7 @@ def test_envoy_yaml_is_the_configuration_for_the_default_settings():
 
 def test_a_server_that_listens_everywhere_is_called_on_loopback():
     for bind, called in (("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.1.2.3", "10.1.2.3")):
-        (cluster,) = edge.edge_config(Settings(grpc_bind=bind, workers=2))["static_resources"]["clusters"]
+        cluster, _ = edge.edge_config(Settings(grpc_bind=bind, workers=2))["static_resources"]["clusters"]
         (group,) = cluster["load_assignment"]["endpoints"]
         addresses = [each["endpoint"]["address"]["socket_address"] for each in group["lb_endpoints"]]
         assert addresses == [{"address": called, "port_value": port} for port in (50051, 50052)]
@@ -173,14 +174,6 @@ def test_an_edge_whose_memory_is_full_refuses_with_retry_after(tmp_path, monkeyp
             method = "/ordernumbers.v1.PhoneNumberService/OrderNumbers"
             error = refusal(channel, method)
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "service unavailable")
-
-
-def has_ipv6():
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from server.errors import ERRORS, Code
 from tests.contract.test_authorization import Things, valid_request
-from tests.support.callers import TIMEOUT_SECONDS, authorization, route_of
+from tests.support.callers import TIMEOUT_SECONDS, Rest, authorization, route_of
 from tests.support.customer import Customer
 from tests.support.edge import running_edge, running_server, wait_until_ready
 from tests.support.openapi import (
@@ -29,7 +29,7 @@ from tests.support.openapi import (
     faults,
     operation_of,
 )
-from tests.support.stack import local_settings
+from tests.support.stack import Up, local_settings
 
 UNKNOWN_ID = "0190b0a0-0000-7000-8000-000000000001"
 WRITES = [each.rpc for each in OPERATIONS if (409, "IDEMPOTENCY_IN_PROGRESS") in each.refusals()]
@@ -81,6 +81,16 @@ def assert_documented_as(operation, response, status, code=None):
     assert_documented(operation, response.status, response.headers, response.body)
     if code:
         assert response.body["error"]["code"] == code
+
+
+def test_the_examples_without_an_id_succeed_on_the_demo_one_after_the_other(open_path):
+    settings = local_settings(open_path / ".data", workers=1)
+    with Up(settings, open_path) as up, httpx.Client(base_url=up.until_ready().rest_url) as client:
+        key = (open_path / ".data" / "demo.key").read_text().strip()
+        for rpc in ("SearchNumbers", "OrderNumbers", "BulkOrderNumbers", "HoldNumbers", "ListNumbers"):
+            response = Rest(client).rpc(rpc, key, **BY_RPC[rpc].example())
+            assert_documented_as(BY_RPC[rpc], response, 200)
+        assert [row["number"] for row in response.body["data"]] == BY_RPC["OrderNumbers"].example()["numbers"][::-1]
 
 
 # ---------------------------------------------------------------- refusals of a call

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.config import Settings
+from server.config import Settings, settings
+from server.run.serve import workers
 from tests.support.deploy import OVERLAYS, all_objects, needs_kubectl, objects, rendered, run
 
 OLDEST, NEWEST = "1.30", "1.37"
@@ -120,11 +121,24 @@ def test_only_servers_and_the_migration_have_the_database_url(overlay):
     assert having == {"servers", "migration"}
 
 
-def test_the_ports_are_those_of_the_settings(overlay):
-    settings = Settings()
+def test_the_program_accepts_the_settings_and_listens_on_the_ports(overlay, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("postgresql://localhost/ordernumbers\n")
+    listens = {}
+    for container in containers(overlay):
+        with monkeypatch.context() as patch:
+            for name, value in environment(overlay, container).items():
+                patch.setenv(name, str(file) if value.startswith("/") else value)
+            found = settings.__wrapped__()  # the cache has those of another container
+        listens[container["name"]] = found
+    # It refuses to listen beyond this machine without TLS, unless it is told to.
+    assert len(workers(listens["servers"], listens["servers"].database_url)) == 1
     ports = {each["name"]: ports_of(each) for each in containers(overlay)}
-    assert ports["servers"]["grpc"] == settings.grpc_port
-    assert ports["edge"]["public"] == settings.rest_port
+    assert ports["servers"] == {"grpc": listens["servers"].grpc_port, "metrics": listens["servers"].metrics_port}
+    assert ports["edge"] == {"public": listens["edge"].rest_port, "metrics": listens["edge"].edge_metrics_port}
+    assert listens["servers"].grpc_bind.is_unspecified
+    assert listens["edge"].bind.is_unspecified
+    assert all(each.metrics_bind.is_unspecified for name, each in listens.items() if name != "migration")
 
 
 def test_every_service_leads_to_a_port_of_its_pods(overlay):
@@ -154,8 +168,8 @@ def test_every_probe_is_of_a_port_of_its_container(overlay):
 
 def test_a_database_outage_restarts_no_pod(overlay):
     for container in containers(overlay):
-        for probe in ("livenessProbe", "startupProbe"):
-            assert set(container.get(probe, {})) & {"exec", "grpc", "httpGet"} == set()
+        probes = [container[name] for name in ("livenessProbe", "startupProbe") if name in container]
+        assert [probe for probe in probes if "tcpSocket" not in probe] == []
 
 
 def test_a_rolling_update_and_a_drained_node_leave_servers_and_edges(overlay):
@@ -209,6 +223,5 @@ def test_only_edges_may_call_servers_and_only_servers_and_migrations_the_databas
 
 
 def test_only_edges_are_open_to_everyone(overlay):
-    settings = Settings()
     to_all = [rule["ports"] for _, rules in policies(overlay, "ingress") for rule in rules if "from" not in rule]
-    assert to_all == [[{"port": settings.rest_port}]]
+    assert to_all == [[{"port": Settings().rest_port}]]

@@ -13,12 +13,6 @@ from server.run.serve import KILL_AFTER_SECONDS
 from tests.support.deploy import DEPLOY, KUBERNETES, ROOT, UNITS, compose, unit_lines
 
 SETTINGS = {variable_of(name) for name in Settings.model_fields}
-# They come with the work on several hosts and on metrics. A name that has become a setting must leave this list.
-COMING = {
-    "DATABASE_URL_FILE",
-    *(f"{PREFIX}{name}" for name in ("SERVERS", "METRICS_BIND", "GRPC_INSECURE")),
-    *(f"{PREFIX}GRPC_TLS_{name}" for name in ("CERT", "KEY", "CA")),
-}
 MANIFESTS = [*KUBERNETES.rglob("*.yaml"), DEPLOY / "compose.yaml"]
 FILES = [ROOT / "Dockerfile", *UNITS, *MANIFESTS]
 
@@ -61,11 +55,7 @@ def is_command(words):
 
 @each_file
 def test_every_setting_exists(path):
-    assert named_settings(path) - COMING - SETTINGS == set()
-
-
-def test_no_setting_is_expected_that_exists_already():
-    assert set() == COMING & SETTINGS
+    assert named_settings(path) - SETTINGS == set()
 
 
 def test_the_database_url_comes_from_a_file_only():
@@ -80,7 +70,7 @@ def test_the_files_name_settings():
 def test_is_command_knows_a_wrong_word():
     assert is_command(["db", "upgrade"])
     assert not is_command(["db", "downgrade"])
-    assert not is_command(["health", "--minutes", "1"])
+    assert not is_command(["serve", "--minutes", "1"])
 
 
 def test_every_command_of_kubernetes_exists():
@@ -91,19 +81,9 @@ def test_every_command_of_kubernetes_exists():
     assert [words for words in found if isinstance(words, list) and not is_command(words)] == []
 
 
-def test_every_command_of_a_probe_exists():
-    path = KUBERNETES / "base/servers.yaml"
-    (words,) = (each["command"] for probe in yaml.safe_load_all(path.read_text()) for each in values(probe, "exec"))
-    assert words[0] == "ordernumbers"
-    assert is_command(words[1:])
-
-
 def test_every_command_of_compose_exists():
-    services = compose()["services"].values()
-    found = [each["command"] for each in services if "command" in each]
-    probes = [each["healthcheck"]["test"][1:] for each in services if "healthcheck" in each]
-    found += [words[1:] for words in probes if words[0] == "ordernumbers"]
-    assert sorted(found) == [["db", "upgrade"], ["edge"], ["health"], ["serve"]]
+    found = [each["command"] for each in compose()["services"].values() if "command" in each]
+    assert sorted(found) == [["db", "upgrade"], ["edge"], ["serve"]]
     assert [words for words in found if not is_command(words)] == []
 
 

@@ -91,11 +91,13 @@ def test_a_frozen_worker_is_killed_after_the_drain(settings, open_path):
         assert "worker 0 did not drain in" in serve.logs
 
 
-def test_a_port_in_use_stops_serve_with_the_reason(settings, open_path):
-    with socket.create_server(("127.0.0.1", settings.grpc_ports[1])):
+@pytest.mark.parametrize("ports", ["grpc_ports", "metrics_ports"])
+def test_a_port_in_use_stops_serve_with_the_reason(settings, open_path, ports):
+    port = getattr(settings, ports)[1]
+    with socket.create_server(("127.0.0.1", port)):
         serve = Up(settings, open_path, command="serve")
         assert serve.until_ended() == 1
-    reason = f"ordernumbers: worker 1 cannot start: port {settings.grpc_ports[1]} of 127.0.0.1 is in use\n"
+    reason = f"ordernumbers: worker 1 cannot start: port {port} of 127.0.0.1 is in use\n"
     assert reason in serve.logs
     assert "Traceback" not in serve.logs
     assert "restarting it" not in serve.logs

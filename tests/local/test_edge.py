@@ -55,8 +55,8 @@ def tcp_ports(process):
 # ---------------------------------------------------------------- who can reach the admin page
 
 
-def test_envoy_listens_on_its_own_port_and_on_no_other(edge):
-    assert tcp_ports(envoy(edge)) == {edge.settings.rest_port}
+def test_envoy_listens_on_its_own_ports_and_on_no_other(edge):
+    assert tcp_ports(envoy(edge)) == {edge.settings.rest_port, edge.settings.edge_metrics_port}
 
 
 def test_envoy_run_by_hand_with_the_unchanged_file_listens_on_no_other_port_either(tmp_path):

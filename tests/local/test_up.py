@@ -137,6 +137,8 @@ def _empty(postgres, name):
     [
         ("rest_port", "ORDERNUMBERS_REST_PORT"),
         ("grpc_port", "ORDERNUMBERS_GRPC_PORT"),
+        ("metrics_port", "ORDERNUMBERS_METRICS_PORT"),
+        ("edge_metrics_port", "ORDERNUMBERS_EDGE_METRICS_PORT"),
     ],
 )
 def test_a_port_in_use_is_named_with_its_setting_before_anything_starts(open_path, port, variable):

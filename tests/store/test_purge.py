@@ -5,9 +5,12 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
+from server import metrics
 from server.config import Settings
+from server.rpc import server
 from server.store import idempotency
 from server.store.idempotency import purge
+from tests.support.stack import free_ports, wait_until
 
 HOUR_MS = 3_600_000
 STORE_RESPONSES = text(
@@ -32,6 +35,22 @@ def store_responses(database, customer):
 
 def run(database, **settings):
     return asyncio.run(purge(database.url, Settings(**settings)))
+
+
+def test_a_worker_counts_what_it_purges(database, store_responses, monkeypatch):
+    store_responses(3, 25)
+    monkeypatch.setattr(server, "PURGE_INTERVAL_SECONDS", 0.05)
+    settings = Settings(grpc_port=free_ports(1), workers=1, drain_ms=0)
+    before = metrics.PURGED.value, metrics.PURGES["ok",].value
+
+    async def work():
+        worker = await server.Server.start(settings, database.url, settings.grpc_port)
+        await asyncio.to_thread(wait_until, lambda: metrics.PURGES["ok",].value >= before[1] + 2)
+        await worker.drain()
+
+    asyncio.run(work())
+    assert metrics.PURGED.value == before[0] + 3
+    assert count_stored(database) == 0
 
 
 def count_stored(database):

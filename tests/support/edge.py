@@ -3,9 +3,10 @@
 import asyncio
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
@@ -24,10 +25,20 @@ SERVICE = DESCRIPTOR.services_by_name["PhoneNumberService"]
 START_SECONDS_MAX = 20
 
 
+def unchanged(config: dict[str, Any]) -> None:
+    """A change of nothing."""
+
+
 @contextmanager
-def running_edge(settings: Settings) -> Iterator[subprocess.Popen]:
-    """An Envoy that listens. Its logs are in its data folder."""
-    command = [*envoy_command(settings, write_config(settings)), "--concurrency", "1"]
+def running_edge(
+    settings: Settings, change: Callable[[dict[str, Any]], None] = unchanged
+) -> Iterator[subprocess.Popen]:
+    """An Envoy that listens, after a change of its configuration. Its logs are in its data folder."""
+    path = write_config(settings)
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    command = [*envoy_command(settings, path), "--concurrency", "1"]
     log_path = settings.data_dir / "envoy.log"
     with (
         (settings.data_dir / "access.log").open("wb") as access_log,
@@ -67,8 +78,8 @@ def stat(settings: Settings, name: str) -> int:
 
 
 @contextmanager
-def running_server(port: int, behaviour, status: str = "SERVING") -> Iterator[None]:
-    """A gRPC server with that health. Each of its methods returns `behaviour(request, context)`."""
+def running_server(port: int, behaviour, host: str = "127.0.0.1") -> Iterator[None]:
+    """A gRPC server that is SERVING. Each of its methods returns `behaviour(request, context)`."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             behaviour,
@@ -78,13 +89,13 @@ def running_server(port: int, behaviour, status: str = "SERVING") -> Iterator[No
         for method in SERVICE.methods
     }
     healthy = health.HealthServicer()
-    healthy.set(SERVICE.full_name, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+    healthy.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
     with ThreadPoolExecutor(8) as threads:
         # Without this option two servers could share a port by mistake.
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        server.add_insecure_port(f"127.0.0.1:{port}")
+        server.add_insecure_port(f"{host}:{port}")
         server.start()
         try:
             yield

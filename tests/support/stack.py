@@ -64,11 +64,20 @@ def free_ports(count: int) -> int:
             return first
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def local_settings(data_dir: Path, **settings) -> Settings:
     """Settings with free ports and two workers."""
     workers = settings.setdefault("workers", 2)
-    first = free_ports(1 + workers)
-    ports = {"rest_port": first, "grpc_port": first + 1}
+    first = free_ports(2 + 2 * workers)
+    ports = {"rest_port": first, "edge_metrics_port": first + 1}
+    ports |= {"grpc_port": first + 2, "metrics_port": first + 2 + workers}
     return Settings(**{"data_dir": data_dir, "database_url": None, "drain_ms": 1000, **ports, **settings})
 
 

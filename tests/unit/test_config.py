@@ -8,19 +8,20 @@ import pytest
 
 from server.config import settings
 from server.errors import OperatorError
+from server.run.serve import environment_of, workers
 
 
 @pytest.fixture
 def told(monkeypatch):
     """The settings that an environment makes."""
     for name in os.environ:
-        if name.startswith("ORDERNUMBERS_") or name == "DATABASE_URL":
+        if name.startswith(("ORDERNUMBERS_", "DATABASE_URL")):
             monkeypatch.delenv(name)
 
     def read(**environment):
         with monkeypatch.context() as context:
             for name, value in environment.items():
-                context.setenv(name if name == "DATABASE_URL" else f"ORDERNUMBERS_{name}", value)
+                context.setenv(name if name in ("DATABASE_URL", "DATABASE_URL_FILE") else f"ORDERNUMBERS_{name}", value)
             settings.cache_clear()
             try:
                 return settings()
@@ -46,6 +47,22 @@ def test_nothing_need_be_set(told):
     assert default.workers == os.cpu_count()
     assert default.data_dir == Path.cwd() / ".data"
     assert default.database_url is None
+
+
+def test_the_url_of_the_database_may_be_in_a_file(told, refusal, tmp_path):
+    url, path = "postgresql://someone:secret@one/numbers", tmp_path / "url"
+    missing = refusal(DATABASE_URL_FILE=str(path))
+    assert missing == f"DATABASE_URL_FILE: {path} cannot be read: No such file or directory"
+    path.write_text(f"{url}\n")
+    settings = told(DATABASE_URL_FILE=str(path))
+    assert settings.database_url == url
+    assert url not in environment_of(settings).values()
+    assert environment_of(settings)["DATABASE_URL_FILE"] == str(path)
+    assert refusal(DATABASE_URL_FILE=str(path), DATABASE_URL=url) == (
+        "DATABASE_URL and DATABASE_URL_FILE must not both be set"
+    )
+    path.write_text("secret")
+    assert refusal(DATABASE_URL_FILE=str(path)) == "DATABASE_URL: must be a postgresql:// URL"
 
 
 def test_what_is_set_counts(told):
@@ -82,6 +99,9 @@ def test_what_is_set_to_nothing_is_not_set(told):
         ("DRAIN_MS", "-1"),
         ("LOCK_TIMEOUT_MS", "0.5"),
         ("EDGE_REFLECTION", "maybe"),
+        ("METRICS_BIND", "everywhere"),
+        ("METRICS_PORT", "-1"),
+        ("EDGE_METRICS_PORT", "65536"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(refusal, name, value):
@@ -146,7 +166,42 @@ def test_a_certificate_needs_its_key(told, refusal, tmp_path):
     assert told(TLS_CERT=str(certificate), TLS_KEY=str(key)).tls_key == key
 
 
+def test_the_certificates_between_edge_and_workers_belong_together(told, refusal, tmp_path):
+    files = {f"GRPC_TLS_{name}": str(tmp_path / name) for name in ("CERT", "KEY", "CA")}
+    together = " and ".join(f"ORDERNUMBERS_{name}" for name in files) + " must be set together"
+    assert refusal(GRPC_TLS_CERT=files["GRPC_TLS_CERT"]) == together
+    assert refusal(**files) == f"ORDERNUMBERS_GRPC_TLS_CERT: {tmp_path / 'CERT'} is not a file"
+    for name in ("CERT", "KEY", "CA"):
+        (tmp_path / name).touch()
+    assert told(**files).grpc_tls_ca == tmp_path / "CA"
+
+
+def test_the_edge_calls_the_workers_of_its_machine_unless_told_otherwise(told, refusal):
+    assert told(WORKERS="2", GRPC_BIND="0.0.0.0").server_addresses == [("127.0.0.1", 50051), ("127.0.0.1", 50052)]
+    assert told(SERVERS="10.0.0.1:7").server_addresses == [("10.0.0.1", 7)]
+    assert refusal(SERVERS="10.0.0.1") == (
+        "ORDERNUMBERS_SERVERS: '10.0.0.1' is none of host:port, host:port-port and dns:name:port"
+    )
+
+
+def test_workers_that_other_machines_could_call_need_tls(told):
+    for exposed in (told(GRPC_BIND="0.0.0.0"), told(GRPC_BIND="::")):
+        with pytest.raises(OperatorError, match=r"is open to other machines\. Set ORDERNUMBERS_GRPC_TLS_CERT, "):
+            workers(exposed, "postgresql://")
+    assert workers(told(GRPC_BIND="0.0.0.0", GRPC_INSECURE="true"), "postgresql://")
+    assert workers(told(GRPC_BIND="127.0.0.9"), "postgresql://")
+
+
 def test_no_two_ports_are_the_same(refusal):
     assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and be at most 65535")
     assert refusal(REST_PORT="50051").startswith("the ports must differ")
+    assert refusal(WORKERS="1", METRICS_PORT="50051").startswith("the ports must differ")
+    assert refusal(WORKERS="2", METRICS_PORT="65535").startswith("the ports must differ and be at most 65535")
+    assert refusal(EDGE_METRICS_PORT="8080").startswith("the ports must differ")
     assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and be at most 65535")
+
+
+def test_metrics_may_be_off(told):
+    off = told(METRICS_PORT="0", EDGE_METRICS_PORT="0", WORKERS="2")
+    assert (off.metrics_ports, off.edge_metrics_port) == ([], 0)
+    assert told(METRICS_PORT="9000", WORKERS="2").metrics_ports == [9000, 9001]

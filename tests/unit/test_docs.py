@@ -37,7 +37,7 @@ def test_the_settings_page_is_up_to_date():
 
 
 def variable_of(name):
-    return "DATABASE_URL" if name == "database_url" else PREFIX + name.upper()
+    return name.upper() if name.startswith("database_url") else PREFIX + name.upper()
 
 
 def setting_row(name, field):

@@ -32,7 +32,7 @@ LAYERS = [
     {"rules"},
     {"tracing"},
     {"spans"},
-    {"config", "deadlines", "errors", "keys", "log", "money", "scopes", "traceparent"},
+    {"config", "deadlines", "errors", "keys", "log", "metrics", "money", "scopes", "server_addresses", "traceparent"},
 ]
 
 
