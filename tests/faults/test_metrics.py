@@ -63,7 +63,7 @@ def test_an_unknown_outcome_is_counted_by_how_it_ended(proxy, metrics, call, cus
     wait_until(lambda: metrics.total("ordernumbers_unsettled_commits") == 0)
 
 
-def test_an_outcome_that_stays_unknown_until_the_deadline_is_counted(proxy, metrics, call, customer):
+def test_an_outcome_that_stays_unknown_until_the_deadline_is_counted(proxy, serve, metrics, call, customer):
     (number,) = customer.numbers(1)
 
     async def cut_and_keep_away(connection):
