@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GENERATED := gen docs/settings.md
+SBOM ?= dist/sbom.json
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+PIN = $(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast check fmt test-faults test-mutants test-versions bench gen lint check-gen pins clean
+.PHONY: help run test test-fast check fmt test-faults test-mutants test-versions bench gen lint check-gen pins sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +51,15 @@ lint: $(READY) ## run ruff, mypy, buf lint, openapi-spec-validator and squawk
 	$(RUN) openapi-spec-validator gen/ordernumbers/v1/openapi.json
 	$(RUN) squawk server/store/migrations/versions/*.sql
 
-pins: $(READY) ## resolve requirements.txt from pyproject.toml again
-	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --all-extras --upgrade pyproject.toml -o requirements.txt
+pins: $(READY) ## resolve requirements*.txt from pyproject.toml again
+	$(PIN) --all-extras --upgrade pyproject.toml -o requirements.txt
+	$(PIN) --extra edge --extra tracing -c requirements.txt --upgrade pyproject.toml -o requirements-runtime.txt
+	echo hatchling | $(PIN) -c requirements.txt --upgrade - -o requirements-build.txt
+
+sbom: $(READY) ## list what the image has of Python packages, as a CycloneDX SBOM in dist/sbom.json
+	@mkdir -p $(dir $(SBOM))
+	cat requirements-runtime.txt requirements-docs.txt | $(RUN) cyclonedx-py requirements --pyproject pyproject.toml \
+	  --mc-type application --output-reproducible --output-format JSON --output-file $(SBOM) -
 
 clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) .data

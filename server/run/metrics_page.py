@@ -1,4 +1,4 @@
-"""The metrics page of a worker: `GET /metrics` on a port of its own, for Prometheus.
+"""The metrics page of a worker: `GET /metrics` on a port of its own, for Prometheus. And `GET /healthz`, for probes.
 
 A thread serves it, so the event loop does none of its work. It stays until the worker exits, also during the drain.
 """
@@ -47,10 +47,17 @@ def serve_metrics(host: Address, port: int) -> None:
     page = make_wsgi_app(registry)
 
     def respond(environment: dict[str, Any], start_response: Any) -> Any:
-        if (environment["REQUEST_METHOD"], environment["PATH_INFO"]) == ("GET", "/metrics"):
+        request = (environment["REQUEST_METHOD"], environment["PATH_INFO"])
+        if request == ("GET", "/metrics"):
             return page(environment, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"not found\n"]
+        status, body = "404 Not Found", b"not found\n"
+        if request == ("GET", "/healthz"):
+            up = metrics.DATABASE_UP.value
+            status, body = (
+                ("200 OK", b"ok\n") if up else ("503 Service Unavailable", b"no order could be carried out\n")
+            )
+        start_response(status, [("Content-Type", "text/plain")])
+        return [body]
 
     kind = _Server6 if host.version == 6 else _Server
     try:

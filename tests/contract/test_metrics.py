@@ -163,7 +163,14 @@ def test_a_worker_says_which_version_runs_and_whether_its_database_is_up(metrics
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("GET", "/metrics/"), ("GET", "/favicon.ico"), ("POST", "/metrics"), ("OPTIONS", "/metrics")],
+    [
+        ("GET", "/"),
+        ("GET", "/metrics/"),
+        ("POST", "/healthz"),
+        ("GET", "/favicon.ico"),
+        ("POST", "/metrics"),
+        ("OPTIONS", "/metrics"),
+    ],
 )
 def test_everything_else_on_the_port_is_not_found(service, method, path):
     response = httpx.request(method, f"http://127.0.0.1:{service.settings.metrics_port}{path}")

@@ -40,6 +40,11 @@ def customer(engine):
     return Customer.open(engine)
 
 
+def health(serve):
+    response = httpx.get(f"http://127.0.0.1:{serve.settings.metrics_port}/healthz")
+    return response.status_code, response.text
+
+
 async def cut(connection):
     connection.cut()
 
@@ -58,7 +63,7 @@ def test_an_unknown_outcome_is_counted_by_how_it_ended(proxy, metrics, call, cus
     wait_until(lambda: metrics.total("ordernumbers_unsettled_commits") == 0)
 
 
-def test_an_outcome_that_stays_unknown_until_the_deadline_is_counted(proxy, metrics, call, customer):
+def test_an_outcome_that_stays_unknown_until_the_deadline_is_counted(proxy, serve, metrics, call, customer):
     (number,) = customer.numbers(1)
 
     async def cut_and_keep_away(connection):
@@ -70,8 +75,10 @@ def test_an_outcome_that_stays_unknown_until_the_deadline_is_counted(proxy, metr
     assert call(customer.key, numbers=[number]).body["error"]["code"] == "TIMEOUT"
     wait_until(lambda: metrics.total("ordernumbers_unknown_outcomes_total", end="never_known") == 1)
     wait_until(lambda: metrics.total("ordernumbers_database_up") == 0)
+    assert health(serve) == (503, "no order could be carried out\n")
     proxy.swallow(False)
     wait_until(lambda: metrics.total("ordernumbers_database_up") == 1)
+    assert health(serve) == (200, "ok\n")
     assert metrics.total("ordernumbers_orders_placed_total") == 0
 
 
