@@ -175,6 +175,7 @@ def running_service(
         "workers": workers,
         "rate_limit_per_key": RATE_LIMIT_OFF,
         "rate_limit_per_address": RATE_LIMIT_OFF,
+        "unknown_keys_per_second": RATE_LIMIT_OFF,  # the load begins with all its API keys at once
         "drain_ms": 0,
     }
     if (tree.root / "server/metrics.py").exists():  # an older tree does not know these settings
