@@ -122,7 +122,7 @@ class Call:
 class Api:
     calls: tuple[Call, ...]
     responses: tuple[Model, ...]
-    """What the calls return, and all models inside."""
+    """What the calls return, what a refusal has as `data`, and all models inside."""
     codes: tuple[str, ...]
 
     def row_of(self, call: Call) -> Type:
@@ -138,8 +138,10 @@ def api_of(document: Schema) -> Api:
         (path, method, operation) for path, item in document["paths"].items() for method, operation in item.items()
     ]
     calls = tuple(_call(document, *each) for each in operations)
-    codes = document["components"]["schemas"]["Error"]["properties"]["code"]["enum"]
-    return Api(calls, _reached(document, (call.result for call in calls)), tuple(codes))
+    schemas = document["components"]["schemas"]
+    of_refusals = _type("ErrorResponse.data", schemas["ErrorResponse"]["properties"]["data"])
+    codes = schemas["Error"]["properties"]["code"]["enum"]
+    return Api(calls, _reached(document, [*(call.result for call in calls), of_refusals]), tuple(codes))
 
 
 def _call(document: Schema, path: str, method: str, operation: Schema) -> Call:

@@ -8,7 +8,7 @@ from clients.api import Api, Call, Choice, ListOf, Model, Nullable, Reference, S
 
 SCALARS = {"string": "string", "integer": "number", "boolean": "boolean", "time": "string"}
 GENERATED = "Generated from openapi.json by clients/generate.py. Do not edit it."
-LINE_LENGTH = 116
+LINE_LENGTH = 112
 
 
 def models(api: Api) -> str:
@@ -75,7 +75,10 @@ def _methods(api: Api, call: Call) -> Iterable[str]:
         [
             _comment([call.description, f"@returns {call.returns}", f"@throws {', '.join(call.errors)}, or others."]),
             f"{name}({', '.join(arguments)}): Promise<{type_}> {{",
-            f"  return this.send<{type_}>({{ {', '.join(sent)} }}, options);",
+            f"  return this.send<{type_}>(",
+            f"    {{ {', '.join(sent)} }},",
+            "    options,",
+            "  );",
             "}",
         ]
     )

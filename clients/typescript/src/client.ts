@@ -36,12 +36,15 @@ export class Client extends Transport {
    * @throws ValidationFailed, or others.
    */
   search(request: SearchNumbersRequest = {}, options: CallOptions = {}): Promise<AvailableNumber[]> {
-    return this.send<AvailableNumber[]>({ method: "POST", path: "/v1/phone-numbers/search", body: request }, options);
+    return this.send<AvailableNumber[]>(
+      { method: "POST", path: "/v1/phone-numbers/search", body: request },
+      options,
+    );
   }
 
   /**
-   * Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is taken
-   * from the organization's credit in the same transaction. With `validate_only` nothing is changed.
+   * Assigns the requested numbers to the caller's organization: all of them, or none. The sum of their prices is
+   * taken from the organization's credit in the same transaction. With `validate_only` nothing is changed.
    *
    * The API key needs the scope `numbers:write`.
    *
@@ -50,7 +53,10 @@ export class Client extends Transport {
    * @throws InsufficientCredit, InsufficientInventory, NotFound, ValidationFailed, or others.
    */
   order(request: OrderNumbersRequest, options: WriteOptions = {}): Promise<OrderNumbersResponse> {
-    return this.send<OrderNumbersResponse>({ method: "POST", path: "/v1/phone-numbers/orders", body: request, isWrite: true, isWhole: true }, options);
+    return this.send<OrderNumbersResponse>(
+      { method: "POST", path: "/v1/phone-numbers/orders", body: request, isWrite: true, isWhole: true },
+      options,
+    );
   }
 
   /**
@@ -63,7 +69,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   findOrder(query: FindOrderQuery, options: CallOptions = {}): Promise<FindOrderResponse> {
-    return this.send<FindOrderResponse>({ method: "GET", path: "/v1/phone-numbers/orders", query, isWhole: true }, options);
+    return this.send<FindOrderResponse>(
+      { method: "GET", path: "/v1/phone-numbers/orders", query, isWhole: true },
+      options,
+    );
   }
 
   /**
@@ -77,7 +86,10 @@ export class Client extends Transport {
    * @throws InsufficientCredit, InsufficientInventory, NotFound, ValidationFailed, or others.
    */
   bulkOrder(request: BulkOrderNumbersRequest, options: WriteOptions = {}): Promise<BulkOrder> {
-    return this.send<BulkOrder>({ method: "POST", path: "/v1/phone-numbers/bulk", body: request, isWrite: true }, options);
+    return this.send<BulkOrder>(
+      { method: "POST", path: "/v1/phone-numbers/bulk", body: request, isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -90,7 +102,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   getBulkOrder(id: string, options: CallOptions = {}): Promise<BulkOrder> {
-    return this.send<BulkOrder>({ method: "GET", path: pathOf("/v1/phone-numbers/bulk/{id}", { id }) }, options);
+    return this.send<BulkOrder>(
+      { method: "GET", path: pathOf("/v1/phone-numbers/bulk/{id}", { id }) },
+      options,
+    );
   }
 
   /**
@@ -103,12 +118,15 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   getOrder(id: string, options: CallOptions = {}): Promise<GetOrderResponse> {
-    return this.send<GetOrderResponse>({ method: "GET", path: pathOf("/v1/phone-numbers/orders/{id}", { id }), isWhole: true }, options);
+    return this.send<GetOrderResponse>(
+      { method: "GET", path: pathOf("/v1/phone-numbers/orders/{id}", { id }), isWhole: true },
+      options,
+    );
   }
 
   /**
-   * Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then only
-   * that organization can order them.
+   * Keeps the requested numbers for the caller's organization for some minutes: all of them, or none. Until then
+   * only that organization can order them.
    *
    * The API key needs the scope `numbers:write`.
    *
@@ -117,7 +135,10 @@ export class Client extends Transport {
    * @throws InsufficientInventory, LimitExceeded, ValidationFailed, or others.
    */
   hold(request: HoldNumbersRequest, options: WriteOptions = {}): Promise<Hold> {
-    return this.send<Hold>({ method: "POST", path: "/v1/phone-numbers/holds", body: request, isWrite: true }, options);
+    return this.send<Hold>(
+      { method: "POST", path: "/v1/phone-numbers/holds", body: request, isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -130,7 +151,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   getHold(id: string, options: CallOptions = {}): Promise<Hold> {
-    return this.send<Hold>({ method: "GET", path: pathOf("/v1/phone-numbers/holds/{id}", { id }) }, options);
+    return this.send<Hold>(
+      { method: "GET", path: pathOf("/v1/phone-numbers/holds/{id}", { id }) },
+      options,
+    );
   }
 
   /**
@@ -143,7 +167,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   releaseHold(id: string, options: WriteOptions = {}): Promise<ReleasedHold> {
-    return this.send<ReleasedHold>({ method: "DELETE", path: pathOf("/v1/phone-numbers/holds/{id}", { id }), isWrite: true }, options);
+    return this.send<ReleasedHold>(
+      { method: "DELETE", path: pathOf("/v1/phone-numbers/holds/{id}", { id }), isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -156,7 +183,10 @@ export class Client extends Transport {
    * @throws ValidationFailed, or others.
    */
   listNumbers(query: ListNumbersQuery = {}, options: CallOptions = {}): Promise<ListNumbersResponse> {
-    return this.send<ListNumbersResponse>({ method: "GET", path: "/v1/phone-numbers", query, isWhole: true }, options);
+    return this.send<ListNumbersResponse>(
+      { method: "GET", path: "/v1/phone-numbers", query, isWhole: true },
+      options,
+    );
   }
 
   /** Goes through all pages of `listNumbers`. */
@@ -185,7 +215,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   getNumber(id: string, options: CallOptions = {}): Promise<PhoneNumber> {
-    return this.send<PhoneNumber>({ method: "GET", path: pathOf("/v1/phone-numbers/{id}", { id }) }, options);
+    return this.send<PhoneNumber>(
+      { method: "GET", path: pathOf("/v1/phone-numbers/{id}", { id }) },
+      options,
+    );
   }
 
   /**
@@ -198,7 +231,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   updateNumber(id: string, request: UpdateNumberRequest = {}, options: WriteOptions = {}): Promise<PhoneNumber> {
-    return this.send<PhoneNumber>({ method: "PATCH", path: pathOf("/v1/phone-numbers/{id}", { id }), body: request, isWrite: true }, options);
+    return this.send<PhoneNumber>(
+      { method: "PATCH", path: pathOf("/v1/phone-numbers/{id}", { id }), body: request, isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -212,7 +248,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   releaseNumber(id: string, options: WriteOptions = {}): Promise<ReleasedNumber> {
-    return this.send<ReleasedNumber>({ method: "DELETE", path: pathOf("/v1/phone-numbers/{id}", { id }), isWrite: true }, options);
+    return this.send<ReleasedNumber>(
+      { method: "DELETE", path: pathOf("/v1/phone-numbers/{id}", { id }), isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -225,7 +264,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   attachCampaign(id: string, request: AttachCampaignRequest, options: WriteOptions = {}): Promise<PhoneNumber> {
-    return this.send<PhoneNumber>({ method: "POST", path: pathOf("/v1/phone-numbers/{id}/campaign", { id }), body: request, isWrite: true }, options);
+    return this.send<PhoneNumber>(
+      { method: "POST", path: pathOf("/v1/phone-numbers/{id}/campaign", { id }), body: request, isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -238,7 +280,10 @@ export class Client extends Transport {
    * @throws NotFound, ValidationFailed, or others.
    */
   detachCampaign(id: string, options: WriteOptions = {}): Promise<PhoneNumber> {
-    return this.send<PhoneNumber>({ method: "DELETE", path: pathOf("/v1/phone-numbers/{id}/campaign", { id }), isWrite: true }, options);
+    return this.send<PhoneNumber>(
+      { method: "DELETE", path: pathOf("/v1/phone-numbers/{id}/campaign", { id }), isWrite: true },
+      options,
+    );
   }
 
   /**
@@ -251,6 +296,9 @@ export class Client extends Transport {
    * @throws ValidationFailed, or others.
    */
   bulkRelease(request: BulkReleaseNumbersRequest, options: WriteOptions = {}): Promise<ReleaseResult> {
-    return this.send<ReleaseResult>({ method: "POST", path: "/v1/phone-numbers/bulk/release", body: request, isWrite: true }, options);
+    return this.send<ReleaseResult>(
+      { method: "POST", path: "/v1/phone-numbers/bulk/release", body: request, isWrite: true },
+      options,
+    );
   }
 }

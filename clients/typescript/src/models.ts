@@ -44,30 +44,30 @@ export interface OrderNumbersRequest {
   /** The numbers to order: 1 to 100 numbers in E.164 format, such as "+14155550123", without repetition. */
   readonly numbers: readonly string[];
   /**
-   * The URL that receives the inbound messages and calls of these numbers: an absolute https:// URL on a public host. It
-   * has at most 2048 characters, no user and no fragment. When absent, the numbers have no such URL.
+   * The URL that receives the inbound messages and calls of these numbers: an absolute https:// URL on a public
+   * host. It has at most 2048 characters, no user and no fragment. When absent, the numbers have no such URL.
    */
   readonly inbound_url?: string;
   /**
-   * The URL that receives the delivery reports of these numbers. It follows the rules of `inbound_url`. When absent, the
-   * numbers have no such URL.
+   * The URL that receives the delivery reports of these numbers. It follows the rules of `inbound_url`. When absent,
+   * the numbers have no such URL.
    */
   readonly status_url?: string;
   /**
-   * The messaging campaign that these numbers join: the UUID of a campaign of the caller's organization. The campaign
-   * must be ACTIVE. The identity status of its brand must be VERIFIED or VETTED_VERIFIED. When absent, the numbers join
-   * no campaign.
+   * The messaging campaign that these numbers join: the UUID of a campaign of the caller's organization. The
+   * campaign must be ACTIVE. The identity status of its brand must be VERIFIED or VETTED_VERIFIED. When absent, the
+   * numbers join no campaign.
    */
   readonly campaign_id?: string;
   /**
-   * A name that the caller gives to these numbers: 1 to 255 characters. Control characters are not allowed, and at least
-   * one character must be visible. Spaces, format characters (such as bidi controls and zero-width characters), marks,
-   * fillers and blank symbols do not count as visible. When absent, the numbers have no label.
+   * A name that the caller gives to these numbers: 1 to 255 characters. Control characters are not allowed, and at
+   * least one character must be visible. Spaces, format characters (such as bidi controls and zero-width
+   * characters), marks, fillers and blank symbols do not count as visible. When absent, the numbers have no label.
    */
   readonly label?: string;
   /**
-   * Whether the order is only checked. The whole decision is made, and nothing is changed. Then no idempotency key is
-   * used.
+   * Whether the order is only checked. The whole decision is made, and nothing is changed. Then no idempotency key
+   * is used.
    */
   readonly validate_only?: boolean;
 }
@@ -167,8 +167,8 @@ export interface AvailableNumber {
 /** A number assigned to an organization. */
 export interface PhoneNumber {
   /**
-   * The id of the assignment, a UUID. When the number is assigned again later, that assignment has another id. Absent in
-   * the response to an order with `validate_only`, as both times are.
+   * The id of the assignment, a UUID. When the number is assigned again later, that assignment has another id.
+   * Absent in the response to an order with `validate_only`, as both times are.
    */
   id?: string;
   /** The number, in E.164 format. */
@@ -249,7 +249,10 @@ export interface GetOrderResponse {
 export interface Hold {
   /** The id of the hold, a UUID. */
   id: string;
-  /** The numbers that it keeps, in the order of the request. A number leaves its hold when it is ordered or held anew. */
+  /**
+   * The numbers that it keeps, in the order of the request. A number leaves its hold when it is ordered or held
+   * anew.
+   */
   numbers: string[];
   /** When the hold was made, in whole seconds. */
   created_at: string;
@@ -297,4 +300,12 @@ export interface ReleaseResult {
   already_released: string[];
   /** All others. An id of another organization looks the same as one that does not exist. */
   unknown: string[];
+}
+
+/** Why an order cannot be filled. Assigned, held, resting and unknown numbers look the same here. */
+export interface InventoryShortage {
+  /** How many of the requested numbers the caller could order now. For a bulk order: how many were found. */
+  available_count: number;
+  /** All requested numbers that are not available, in the order of the request. Empty for a bulk order. */
+  unavailable: string[];
 }

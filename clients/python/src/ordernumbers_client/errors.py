@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ordernumbers_client.call import decode
+from ordernumbers_client.models import InventoryShortage
+
 
 class OrderNumbersError(Exception):
     """A call has no result."""
@@ -72,9 +75,10 @@ class InsufficientInventory(Refused):
 
     def __init__(self, status: int, response: Mapping[str, Any], retry_after_seconds: int | None) -> None:
         super().__init__(status, response, retry_after_seconds)
-        self.unavailable: list[str] = response["data"]["unavailable"]
+        shortage = decode(InventoryShortage, response["data"])
+        self.unavailable = shortage.unavailable
         """All requested numbers that are not available, in the order of the request. Empty for a bulk order."""
-        self.available_count: int = response["data"]["available_count"]
+        self.available_count = shortage.available_count
         """How many of the others there are. For a bulk order, how many numbers were found."""
 
 

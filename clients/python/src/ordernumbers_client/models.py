@@ -205,3 +205,13 @@ class ReleaseResult:
     """The numbers that this organization gave back before, and that are not available to others yet."""
     unknown: list[str]
     """All others. An id of another organization looks the same as one that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InventoryShortage:
+    """Why an order cannot be filled. Assigned, held, resting and unknown numbers look the same here."""
+
+    available_count: int
+    """How many of the requested numbers the caller could order now. For a bulk order: how many were found."""
+    unavailable: list[str]
+    """All requested numbers that are not available, in the order of the request. Empty for a bulk order."""
