@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from inspect import getmembers, isfunction, signature
@@ -220,7 +221,7 @@ def test_an_order_whose_response_is_lost_is_sent_again_and_sold_once(mishaps):
     client, proxy = mishaps(lose, lose)
     number = free_numbers(client, 1)[0]  # the search lost its first two responses, too
     assert len(proxy.requests) == 3
-    proxy._mishaps.append(lose)
+    proxy.spoil(lose)
     (row,) = client.order([number]).data
     assert row.number == number
     (first, again) = proxy.idempotency_keys
@@ -259,11 +260,29 @@ def test_a_refusal_after_a_lost_response_does_not_say_that_nothing_was_done(mish
     assert len(set(proxy.idempotency_keys)) == 1
 
 
+def test_a_refusal_that_was_sent_again_says_that_nothing_was_done(mishaps):
+    client, proxy = mishaps()
+    (taken,) = free_numbers(client, 1)
+    client.order([taken])
+    proxy.spoil(lose)
+    with pytest.raises(InsufficientInventory) as refusal:
+        client.order([taken])
+    assert refusal.value.is_outcome_unknown is False
+
+
 def test_without_a_response_until_the_deadline_the_outcome_is_unknown(mishaps):
     client, proxy = mishaps(*[lose] * 9)
     with pytest.raises(NoResponse) as error:
         client.bulk_order(1, deadline_seconds=1)
     assert (error.value.is_outcome_unknown, error.value.idempotency_key) == (True, proxy.idempotency_keys[0])
+
+
+def test_a_response_that_does_not_come_in_time_is_given_up(mishaps):
+    client, _ = mishaps(lambda *_: time.sleep(1), attempt_seconds=0.3, deadline_seconds=1)
+    with pytest.raises(NoResponse) as error:
+        client.bulk_order(1)
+    assert isinstance(error.value.__cause__, httpx2.ReadTimeout)
+    assert error.value.is_outcome_unknown
 
 
 def test_without_a_server_nothing_was_done(kind):

@@ -26,7 +26,7 @@ class Mishaps:
     def __init__(self, port: int, *mishaps: Mishap) -> None:
         """`port` is the edge's. Each connection has one request: the proxy closes it then."""
         self._port = port
-        self._mishaps = list(mishaps)
+        self._mishaps = [*mishaps]
         self.requests: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve)
@@ -40,6 +40,10 @@ class Mishaps:
         """The idempotency key of each request."""
         lines = [line for request in self.requests for line in request.decode().split("\r\n")]
         return [line.partition(": ")[2] for line in lines if line.lower().startswith("idempotency-key:")]
+
+    def spoil(self, mishap: Mishap) -> None:
+        """Let this happen to one request more."""
+        self._mishaps.append(mishap)
 
     def __enter__(self) -> "Mishaps":
         self._thread.start()

@@ -190,6 +190,14 @@ test("a refusal after a lost response does not say that nothing was done", async
   assert.equal(new Set(keys).size, 1);
 });
 
+test("a refusal that was sent again says that nothing was done", async () => {
+  const numbers = await freeNumbers(1);
+  await client.order({ numbers });
+  const [behind] = await spoiled([lose]);
+  const error = await thrown(InsufficientInventory, behind.order({ numbers }));
+  assert.equal(error.isOutcomeUnknown, false);
+});
+
 test("without a server nothing was done", async () => {
   const server = createServer().listen(0, "127.0.0.1");
   await new Promise((resolve) => server.on("listening", resolve));
@@ -203,7 +211,7 @@ test("without a server nothing was done", async () => {
 test("a response that does not come in time is given up", async () => {
   const [behind] = await spoiled([() => undefined], { attemptMs: 500, deadlineMs: 1_000 });
   const error = await thrown(NoResponse, behind.bulkOrder({ quantity: 1 }));
-  assert.ok(error.isOutcomeUnknown);
+  assert.deepEqual([(error.cause as Error).name, error.isOutcomeUnknown], ["TimeoutError", true]);
 });
 
 test("a signal ends a call, also while it waits", async () => {
