@@ -31,7 +31,7 @@ def built(tmp_path_factory):
         pytest.skip(f"Node.js {version} is older than {NODE_MAJOR_MIN}")
     folder = tmp_path_factory.mktemp("typescript") / "client"
     shutil.copytree(CLIENT, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    installed = run("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
+    installed = run("npm", "ci", "--no-audit", "--no-fund", "--fetch-retry-mintimeout=1000", cwd=folder)
     if NO_REGISTRY.search(installed.stderr):
         pytest.skip(f"npm cannot install: {installed.stderr.splitlines()[0]}")
     assert installed.returncode == 0, installed.stderr
