@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-GENERATED := gen docs/settings.md
+GENERATED := gen docs/settings.md clients/python/src/ordernumbers_client/models.py \
+  clients/python/src/ordernumbers_client/client.py clients/typescript/src/models.ts clients/typescript/src/client.ts
 SBOM ?= dist/sbom.json
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIN = $(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
@@ -39,14 +40,14 @@ test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 
 bench: $(READY) ## measure orders against PostgreSQL's own benchmark, in half an hour (QUICK=1: in 2 minutes)
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)
 
-gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from server/config.py
-	$(RUN) python protos/generate.py && $(RUN) python docs/generate.py
+gen: $(READY) ## generate gen/ from protos/, the clients from gen/, and docs/settings.md from server/config.py
+	$(RUN) python protos/generate.py && $(RUN) python clients/generate.py && $(RUN) python docs/generate.py
 
 check-gen: gen ## fail if a generated file is not up to date
 	git diff --exit-code -- $(GENERATED) && test -z "$$(git status --porcelain -- $(GENERATED))"
 
 lint: $(READY) ## run ruff, mypy, buf lint, openapi-spec-validator and squawk
-	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py docs/generate.py
+	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py docs/generate.py clients
 	$(RUN) python protos/generate.py --image $(VENV)/image.binpb && $(RUN) buf lint $(VENV)/image.binpb --path ordernumbers
 	$(RUN) openapi-spec-validator gen/ordernumbers/v1/openapi.json
 	$(RUN) squawk server/store/migrations/versions/*.sql
@@ -64,10 +65,10 @@ sbom: $(READY) ## list what the image has of Python packages, as a CycloneDX SBO
 clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) .data
 
-$(READY): requirements.txt requirements-docs.txt pyproject.toml
+$(READY): requirements.txt requirements-docs.txt pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-docs.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e clients/python
 	@touch $@

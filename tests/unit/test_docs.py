@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/bench/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "clients").glob("*/README.md")),
 ]
 README = (ROOT / "README.md").read_text()
 CALLING = "\n".join(path.read_text() for path in sorted((ROOT / "docs/calling").glob("*.md")))

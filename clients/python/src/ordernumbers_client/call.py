@@ -1,0 +1,69 @@
+"""One call, before it is sent, and its result as the classes of `models`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from functools import cache
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import quote
+from uuid import uuid4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A call, and the class of what it returns."""
+
+    method: str
+    path: str
+    result: type[T]
+    query: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | None = None
+    is_write: bool = False
+    idempotency_key: str | None = None
+    """A write without one gets a new one here. All its attempts have this one."""
+    is_whole: bool = False
+    """Whether the result is the whole response, and not only its `data`."""
+
+    def __post_init__(self) -> None:
+        if self.is_write and self.idempotency_key is None:
+            object.__setattr__(self, "idempotency_key", str(uuid4()))
+
+    def result_of(self, response: Any) -> T:
+        """Return the result in the JSON of a response. Raises KeyError, TypeError or ValueError if it is not there."""
+        return decode(self.result, response if self.is_whole else response["data"])
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None. None means absent."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def path_of(route: str, **ids: str) -> str:
+    """Return the path of a route with these ids. Raises ValueError for one that would lead to another path."""
+    for name, value in ids.items():
+        if not value.strip("."):
+            raise ValueError(f"{name} must be a UUID")
+    return route.format(**{name: quote(value, safe="") for name, value in ids.items()})
+
+
+def decode(kind: type[T], value: Any) -> T:
+    """Return a JSON value as this type. Members that it does not know are left out: a later version may add some."""
+    found: Any = value
+    if get_origin(kind) is UnionType:  # the other one of the two is None
+        found = None if value is None else decode(get_args(kind)[0], value)
+    elif get_origin(kind) is list:
+        found = [decode(get_args(kind)[0], item) for item in value]
+    elif is_dataclass(kind):
+        found = kind(**{name: decode(type_, value[name]) for name, type_ in _members(kind).items() if name in value})
+    elif kind is datetime:
+        found = datetime.fromisoformat(value)
+    return found  # type: ignore[no-any-return]
+
+
+@cache
+def _members(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}

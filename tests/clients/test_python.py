@@ -1,0 +1,336 @@
+"""The Python client against a real `ordernumbers up`: the main cases of the contract, sync and async."""
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from inspect import getmembers, isfunction, signature
+from pathlib import Path
+from uuid import uuid4
+
+import httpx2
+import pytest
+
+from ordernumbers_client import (
+    AsyncClient,
+    Client,
+    InsufficientInventory,
+    NoResponse,
+    NotFound,
+    Refused,
+    Unauthorized,
+    Unavailable,
+    UnexpectedResponse,
+    ValidationFailed,
+    errors,
+)
+from ordernumbers_client.models import PhoneNumber
+from server.errors import ERRORS, Code
+from tests.support.mishaps import Mishaps, lose, respond
+from tests.support.stack import is_worker, kill
+
+CLIENT = Path(__file__).parents[2] / "clients/python"
+OF_THE_PROGRAM = {
+    Code.METHOD_NOT_ALLOWED,
+    Code.REQUEST_TIMEOUT,
+    Code.PAYLOAD_TOO_LARGE,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.UPGRADE_REQUIRED,
+    Code.HEADERS_TOO_LARGE,
+}
+"""Codes without a class of their own."""
+
+
+class InStep:
+    """An AsyncClient that is called as the sync one, so that the same tests are for both."""
+
+    def __init__(self, *arguments, **options):
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*arguments, **options)
+
+    def __enter__(self):
+        self._runner.run(self._client.__aenter__())
+        return self
+
+    def __exit__(self, *_):
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+    def all_numbers(self, **arguments):
+        async def rows():
+            return [row async for row in self._client.all_numbers(**arguments)]
+
+        return self._runner.run(rows())
+
+    def __getattr__(self, name):
+        return lambda *args, **arguments: self._runner.run(getattr(self._client, name)(*args, **arguments))
+
+
+@pytest.fixture(params=[Client, InStep], ids=["sync", "async"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def client(kind, up, api_key):
+    with kind(up.rest_url, api_key) as client:
+        yield client
+
+
+@pytest.fixture
+def mishaps(kind, up, api_key):
+    """Start a client behind a proxy that spoils the first responses. Returns both."""
+    opened = []
+
+    def start(*mishaps, **options):
+        proxy = Mishaps(up.settings.rest_port, *mishaps).__enter__()
+        client = kind(proxy.url, api_key, **options).__enter__()
+        opened.extend([client, proxy])
+        return client, proxy
+
+    yield start
+    for each in opened:
+        each.__exit__(None, None, None)
+
+
+def free_numbers(client, count):
+    return [row.number for row in client.search(quantity=count)]
+
+
+# ---------------------------------------------------------------- the calls
+
+
+def test_a_number_is_found_ordered_changed_and_given_back(client):
+    (found,) = client.search(area_code="415", quantity=1)
+    assert (found.number_type, found.price) == ("local", "1.00")
+    (row,) = client.order([found.number], label="front desk").data
+    assert (row.number, row.label, row.inbound_url) == (found.number, "front desk", None)
+    assert abs((datetime.now(UTC) - row.created_at).total_seconds()) < 600
+    assert client.get_number(row.id) == row
+    changed = client.update_number(row.id, label="night line", inbound_url="https://hooks.example.com/in")
+    assert (changed.label, changed.inbound_url) == ("night line", "https://hooks.example.com/in")
+    assert client.release_number(row.id).status == "released"
+    with pytest.raises(NotFound):
+        client.get_number(row.id)
+
+
+def test_an_order_can_be_checked_and_looked_up(client):
+    numbers, key = free_numbers(client, 2), str(uuid4())
+    checked = client.order(numbers, validate_only=True)
+    assert (checked.meta.total_price, checked.data[0].id) == ("2.00", None)
+    ordered = client.order(numbers, idempotency_key=key)
+    found = client.find_order(key)
+    assert [row.number for row in found.data] == numbers
+    assert client.get_order(found.meta.order_id).data == ordered.data
+
+
+def test_numbers_are_held_and_ordered_in_bulk(client):
+    numbers = free_numbers(client, 2)
+    hold = client.hold(numbers, minutes=5)
+    assert (hold.numbers, client.get_hold(hold.id)) == (numbers, hold)
+    assert (hold.expires_at - hold.created_at).total_seconds() == 300
+    assert client.release_hold(hold.id).numbers == numbers
+    order = client.bulk_order(2, label="fleet")
+    assert client.get_bulk_order(order.order_id) == order
+    ids = [row.id for row in order.assigned_numbers]
+    assert client.bulk_release(ids).released == ids
+
+
+def test_all_numbers_goes_through_all_pages(client):
+    label = f"page {uuid4()}"
+    ordered = [row.number for _ in range(2) for row in client.order(free_numbers(client, 60), label=label).data]
+    page = client.list_numbers(limit=50, search=label)
+    assert len(page.data) == 50
+    assert page.meta.next_cursor
+    listed = list(client.all_numbers(search=label))
+    assert sorted(row.number for row in listed) == sorted(ordered)
+    assert isinstance(listed[0], PhoneNumber)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_a_number_that_is_gone_is_named(client):
+    taken, free = free_numbers(client, 2)
+    client.order([taken])
+    with pytest.raises(InsufficientInventory) as refusal:
+        client.order([free, taken])
+    assert (refusal.value.unavailable, refusal.value.available_count, refusal.value.status) == ([taken], 1, 409)
+    assert refusal.value.is_outcome_unknown is False
+
+
+def test_fields_that_break_their_rules_are_named(client):
+    with pytest.raises(ValidationFailed) as refusal:
+        client.order(["4155550100"])
+    assert refusal.value.details == {"numbers[0]": "must be E.164"}
+    assert refusal.value.request_id in str(refusal.value)
+
+
+def test_an_unknown_campaign_and_an_unknown_number_are_refused(client):
+    with pytest.raises(NotFound):
+        client.order(free_numbers(client, 1), campaign_id=str(uuid4()))
+    with pytest.raises(ValidationFailed, match="must be a UUID"):
+        client.get_number("front desk?")
+
+
+@pytest.mark.parametrize("id_", ["", ".", ".."])
+def test_an_id_that_leads_to_another_path_is_not_sent(client, id_):
+    with pytest.raises(ValueError, match="id must be a UUID"):
+        client.release_number(id_)
+
+
+def test_a_wrong_api_key_is_refused_and_appears_nowhere(kind, up):
+    with kind(up.rest_url, "am_live_wrong") as client, pytest.raises(Unauthorized) as refusal:
+        client.search()
+    assert "am_live_wrong" not in repr(refusal.value) + repr(vars(client))
+
+
+def test_every_code_has_a_class_or_means_an_error_of_the_program():
+    assert set(errors.CLASSES) == set(ERRORS) - OF_THE_PROGRAM
+
+
+def test_a_later_code_is_a_refusal_too(mishaps):
+    body = {"success": False, "error": {"code": "NEW", "message": "new", "request_id": "r"}}
+    client, _ = mishaps(respond(418, json.dumps(body)))
+    with pytest.raises(Refused) as refusal:
+        client.search()
+    assert (type(refusal.value), refusal.value.code, refusal.value.details) == (Refused, "NEW", {})
+
+
+def test_a_response_of_another_server_is_not_taken_for_a_refusal(mishaps):
+    client, _ = mishaps(respond(404, "<h1>Not here</h1>", "x-request-id: r"))
+    with pytest.raises(UnexpectedResponse) as error:
+        client.hold(["+14155550100"])
+    assert (error.value.status, error.value.request_id, error.value.is_outcome_unknown) == (404, "r", True)
+
+
+# ---------------------------------------------------------------- sent again
+
+
+def test_the_same_key_gets_the_same_response(client):
+    numbers, key = free_numbers(client, 1), str(uuid4())
+    assert client.order(numbers, idempotency_key=key) == client.order(numbers, idempotency_key=key)
+
+
+def test_an_order_whose_response_is_lost_is_sent_again_and_sold_once(mishaps):
+    client, proxy = mishaps(lose, lose)
+    number = free_numbers(client, 1)[0]  # the search lost its first two responses, too
+    assert len(proxy.requests) == 3
+    proxy.spoil(lose)
+    (row,) = client.order([number]).data
+    assert row.number == number
+    (first, again) = proxy.idempotency_keys
+    assert first == again
+    assert [row.number for row in client.find_order(first).data] == [number]
+
+
+PASSING = {"UNAVAILABLE": 503, "RATE_LIMITED": 429, "TIMEOUT": 504, "IDEMPOTENCY_IN_PROGRESS": 409}
+
+
+@pytest.mark.parametrize(("code", "status"), PASSING.items())
+def test_an_error_that_passes_is_waited_out(mishaps, code, status):
+    body = {"success": False, "error": {"code": code, "message": "later", "request_id": "r"}}
+    client, proxy = mishaps(respond(status, json.dumps(body), "retry-after: 1"))
+    assert client.bulk_order(1).status == "complete"
+    (first, again) = proxy.idempotency_keys
+    assert first == again
+
+
+def test_a_deadline_that_retry_after_exceeds_is_not_waited_for(mishaps):
+    body = {"success": False, "error": {"code": "UNAVAILABLE", "message": "later", "request_id": "r"}}
+    client, proxy = mishaps(respond(503, json.dumps(body), "retry-after: 3600"))
+    with pytest.raises(Unavailable) as refusal:
+        client.bulk_order(1)
+    assert (refusal.value.retry_after_seconds, refusal.value.is_outcome_unknown) == (3600, False)
+    assert len(proxy.requests) == 1
+
+
+def test_a_refusal_after_a_lost_response_does_not_say_that_nothing_was_done(mishaps):
+    body = {"success": False, "error": {"code": "UNAVAILABLE", "message": "later", "request_id": "r"}}
+    client, proxy = mishaps(lose, respond(503, json.dumps(body), "retry-after: 3600"))
+    with pytest.raises(Unavailable) as refusal:
+        client.bulk_order(1)
+    assert refusal.value.is_outcome_unknown
+    assert client.bulk_order(1, idempotency_key=refusal.value.idempotency_key).status == "complete"
+    assert len(set(proxy.idempotency_keys)) == 1
+
+
+def test_a_refusal_that_was_sent_again_says_that_nothing_was_done(mishaps):
+    client, proxy = mishaps()
+    (taken,) = free_numbers(client, 1)
+    client.order([taken])
+    proxy.spoil(lose)
+    with pytest.raises(InsufficientInventory) as refusal:
+        client.order([taken])
+    assert refusal.value.is_outcome_unknown is False
+
+
+def test_without_a_response_until_the_deadline_the_outcome_is_unknown(mishaps):
+    client, proxy = mishaps(*[lose] * 9)
+    with pytest.raises(NoResponse) as error:
+        client.bulk_order(1, deadline_seconds=1)
+    assert (error.value.is_outcome_unknown, error.value.idempotency_key) == (True, proxy.idempotency_keys[0])
+
+
+def test_a_response_that_does_not_come_in_time_is_given_up(mishaps):
+    client, _ = mishaps(lambda *_: time.sleep(1), attempt_seconds=0.3, deadline_seconds=1)
+    with pytest.raises(NoResponse) as error:
+        client.bulk_order(1)
+    assert isinstance(error.value.__cause__, httpx2.ReadTimeout)
+    assert error.value.is_outcome_unknown
+
+
+def test_without_a_server_nothing_was_done(kind):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        kind(f"http://127.0.0.1:{port}", "am_live_key", deadline_seconds=0.5) as client,
+        pytest.raises(NoResponse) as error,
+    ):
+        client.bulk_order(1)
+    assert error.value.is_outcome_unknown is False
+
+
+def test_orders_during_kills_of_workers_are_sold_exactly_once(up, api_key):
+    sent = []
+    with (
+        httpx2.Client(event_hooks={"request": [sent.append]}) as http,
+        Client(up.rest_url, api_key, http=http) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        label, numbers = f"kills {uuid4()}", free_numbers(client, 100)
+        orders = [pool.submit(client.order, [number], label=label) for number in numbers]
+        for done in (30, 60):
+            orders[done].result()
+            kill(*(process for process in up.processes() if is_worker(process)))
+        assert [order.result().data[0].number for order in orders] == numbers
+        attempts = [request.headers["idempotency-key"] for request in sent if request.url.path.endswith("/orders")]
+        assert len(attempts) > len(set(attempts)) == len(numbers)
+        assert sorted(row.number for row in client.all_numbers(search=label)) == sorted(numbers)
+
+
+# ---------------------------------------------------------------- the package
+
+
+def test_both_clients_have_the_same_calls_and_arguments():
+    (sync, async_) = (
+        {name: list(signature(function).parameters.values()) for name, function in getmembers(kind, isfunction)}
+        for kind in (Client, AsyncClient)
+    )
+    for name in ("__enter__", "__exit__", "close", "__init__"):
+        sync.pop(name), async_.pop(name.replace("__e", "__ae").replace("close", "aclose"))
+    assert sync == async_
+    assert len(sync) == 16 + 2
+
+
+def test_the_readme_is_true(up):
+    (example,) = re.findall(r"```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.DOTALL)
+    example = example.replace("http://127.0.0.1:8080", up.rest_url)
+    done = subprocess.run([sys.executable, "-c", example], cwd=up.folder, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert re.fullmatch(r"\+1\d{10} is ours\n\['\+1\d{10}'\] gone, request [0-9A-Z]{26}\n", done.stdout)
