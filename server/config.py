@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     """Calls per second and API key that one edge accepts. It refuses more with RATE_LIMITED."""
     rate_limit_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
     """The same per client address (IPv6: per /64). A load balancer counts as one address."""
+    rate_limit_service: str | None = None
+    """`host:port` of a rate limit service that all edges share (envoyproxy/ratelimit). Their own limits hold too."""
     edge_connections_max: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     """Open connections per edge. Above half of it idle ones close sooner. At the limit new ones close at once."""
     edge_memory_mb_max: Annotated[int, Field(ge=128, le=1_048_576)] = 1024
@@ -181,6 +183,13 @@ class Settings(BaseSettings):
         if servers is not None:
             read_servers(servers)
         return servers
+
+    @field_validator("rate_limit_service")
+    @classmethod
+    def _one_address(cls, service: str | None) -> str | None:
+        if service is not None and len(read_servers(service)) != 1:
+            raise ValueError("must be one address")
+        return service
 
     @field_validator("otlp_endpoint")
     @classmethod

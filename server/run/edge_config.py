@@ -13,6 +13,7 @@ import yaml
 from ordernumbers.v1 import errors_pb2
 from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.run.docs_page import BODY_BYTES_MAX, docs_routes
+from server.run.edge_rate_limit import add_shared_rate_limit
 from server.run.edge_tls import downstream_tls, upstream_tls
 from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
@@ -52,6 +53,8 @@ def edge_config(settings: Settings) -> Config:
         http["tracing"] = tracing(settings)
         config["static_resources"]["clusters"].append(otlp_cluster(settings))
         config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
+    if settings.rate_limit_service:
+        add_shared_rate_limit(config, http, settings)
     if settings.edge_metrics_port:
         _add_metrics_page(config["static_resources"], settings)
     return config
