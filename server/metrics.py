@@ -5,7 +5,9 @@ take a lock each time, and its histograms take 2 µs.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -142,7 +144,14 @@ before_scrape: list[Callable[[], None]] = []
 """Called when the page is asked for, in the page's thread. They set what others count, and read only plain values."""
 
 
-def count_call(method: str, code: str, seconds: float) -> None:
-    """Count a call that has ended."""
-    CALLS[method, code].value += 1
-    CALL_SECONDS[method,].observe(seconds)
+def count_calls(ended: Sequence[tuple[str, str, float]]) -> None:
+    """Count calls that have ended: the full names of their methods, their codes, and their seconds."""
+    for (method, code), count in Counter((method, code) for method, code, _ in ended).items():
+        CALLS[_short(method), code].value += count
+    for method, _, seconds in ended:
+        CALL_SECONDS[_short(method),].observe(seconds)
+
+
+@cache
+def _short(method: str) -> str:
+    return method.rpartition(".")[2]

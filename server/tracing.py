@@ -5,7 +5,7 @@ empty dictionary and no further: one span costs 16 µs.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from server.config import Settings, variable_of
@@ -65,9 +65,10 @@ class _Write(Protocol):
     def request_id(self) -> str: ...
 
 
-def begin_transaction(writes: Sequence[_Write]) -> "TransactionSpans | None":
+def begin_transaction(writes: Iterable[_Write]) -> "TransactionSpans | None":
     """Trace a transaction, if one of its writes belongs to a traced call."""
     if not _traced or not _spans:
         return None
-    calls = [span for write in writes if (span := _traced.get(write.request_id))]
-    return _spans.transaction(calls, len(writes)) if calls else None
+    found = [_traced.get(write.request_id) for write in writes]
+    calls = [span for span in found if span]
+    return _spans.transaction(calls, len(found)) if calls else None

@@ -96,7 +96,7 @@ class WriteConnection:
             running = [pending for pending in batch if pending.begin()]
             limits = self._limits(running, lock_seconds)
             failure: BaseException | None = None
-            spans = tracing.begin_transaction([pending.write for pending in running])
+            spans = tracing.begin_transaction(pending.write for pending in running)
             connection.on_round_trip = spans.round_trip if spans else None
             try:
                 async with connection.at_most(limits.statement_seconds + CLOSE_AFTER_SECONDS):

@@ -67,8 +67,7 @@ class CallLog:
     def _flush(self) -> None:
         records, self._records = self._records, []
         ended = time.monotonic()
-        for each in records:
-            metrics.count_call(each.method.rpartition(".")[2], each.code, ended - each.started)
+        metrics.count_calls([(each.method, each.code, ended - each.started) for each in records])
         with suppress(OSError, ValueError):  # a log that cannot be written must not stop sales
             sys.stderr.write("\n".join([*map(str, records), ""]))
             sys.stderr.flush()

@@ -4,10 +4,12 @@ Their own log lines are JSON already. gRPC core, Envoy and a crashing Python pri
 killed leaves a part of a line.
 """
 
+import fcntl
 import os
 import re
 import select
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import Thread
 
@@ -15,7 +17,10 @@ import orjson
 
 from server.log import entry
 
+PIPE_BYTES = 2**20
 READ_BYTES = 65536
+PAUSE_SECONDS = 0.02
+"""After lines were read, so that more of them come together. To wake up for each few of them would cost more."""
 TEXT_BYTES_MAX = 8192
 """Longer lines of plain text become several lines."""
 END_SECONDS_MAX = 1.0
@@ -33,6 +38,8 @@ class Relay:
     def __init__(self, name: str) -> None:
         self._name = name
         read_end, self.write_end = os.pipe()
+        with suppress(OSError):  # the limit for this user may be lower. Then a busy process waits for us sooner
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._thread = Thread(target=self._pass_on, args=(read_end,), name=f"log of {name}", daemon=True)
         self._thread.start()
 
@@ -51,14 +58,15 @@ class Relay:
                 *lines, rest = (rest + data).split(b"\n")
                 while len(rest) > READ_BYTES:
                     lines, rest = [*lines, rest[:READ_BYTES]], rest[READ_BYTES:]
-                _write(json_lines(lines, self._name))
+                _write(lines if _are_json_objects(lines) else json_lines(lines, self._name))
+                time.sleep(PAUSE_SECONDS)
         _write(json_lines([rest], self._name))
 
 
 def json_lines(lines: Iterable[bytes], process: str) -> Iterable[bytes]:
     """These lines, with those that are no JSON object as the message of one. Empty lines are left out."""
     for line in lines:
-        if _is_json_object(line):
+        if _are_json_objects([line]):
             yield line
         elif text := line.strip():
             core = _CORE.match(text)
@@ -68,14 +76,15 @@ def json_lines(lines: Iterable[bytes], process: str) -> Iterable[bytes]:
                 yield entry(level, part, process=process).encode()
 
 
-def _is_json_object(line: bytes) -> bool:
-    if not line.startswith(b"{"):
+def _are_json_objects(lines: Sequence[bytes]) -> bool:
+    """Whether each of these lines is one JSON object. No line that a process prints in earnest can deceive it."""
+    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
         return False
     try:
-        orjson.loads(line)
+        found = orjson.loads(b"[" + b",".join(lines) + b"]")  # one call, because each has a cost of its own
     except orjson.JSONDecodeError:
         return False
-    return True
+    return len(found) == len(lines)
 
 
 def _write(lines: Iterable[bytes]) -> None:
