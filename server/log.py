@@ -2,19 +2,27 @@
 
 import json
 import logging
+import os
+import select
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 
+_fd = 2
 
-def log_as_json() -> None:
-    """Log to stderr, one JSON line per message: also warnings, and exceptions that nothing handles.
+
+def log_as_json(fd: int = 2) -> None:
+    """Log to this file descriptor, one JSON line per message: also warnings, and exceptions that nothing handles.
 
     The log of calls has the same format.
     """
-    handler = logging.StreamHandler()
+    global _fd  # noqa: PLW0603
+    _fd = fd
+    handler = _Handler()
     handler.setFormatter(_JsonFormatter())
     handler.addFilter(_has_no_header_value)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -24,10 +32,37 @@ def log_as_json() -> None:
     threading.excepthook = lambda failed: _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
+def write(lines: str) -> None:
+    """Write lines, each with its end, to the log. A log that cannot be written must not stop sales."""
+    with suppress(OSError):
+        for piece in pieces(lines.encode()):
+            os.write(_fd, piece)
+
+
+def pieces(lines: bytes) -> Iterator[bytes]:
+    """The lines in as few pieces of at most PIPE_BUF bytes as possible. Only a longer line makes a longer piece.
+
+    A pipe keeps such a piece together, also beside the pieces of other processes.
+    """
+    start = 0
+    while start < len(lines):
+        end = lines.rfind(b"\n", start, start + select.PIPE_BUF) + 1 or lines.index(b"\n", start) + 1
+        yield lines[start:end]
+        start = end
+
+
 def entry(level: str, message: str, at: float | None = None, **more: str) -> str:
     """One line of the log. `at` is in seconds since 1970, now by default."""
     moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
     return json.dumps({"time": moment.isoformat(timespec="milliseconds"), "level": level, "message": message} | more)
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write(f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -1,12 +1,10 @@
 """The log of calls: one JSON line per call, on standard error."""
 
 import asyncio
-import sys
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 
-from server import metrics
+from server import log, metrics
 from server.store.reads import Principal
 
 
@@ -68,6 +66,4 @@ class CallLog:
         records, self._records = self._records, []
         ended = time.monotonic()
         metrics.count_calls([(each.method, each.code, ended - each.started) for each in records])
-        with suppress(OSError, ValueError):  # a log that cannot be written must not stop sales
-            sys.stderr.write("\n".join([*map(str, records), ""]))
-            sys.stderr.flush()
+        log.write("\n".join([*map(str, records), ""]))

@@ -61,25 +61,26 @@ class Edge:
         self._settings = settings
         self._has_started = has_started
         self._process: asyncio.subprocess.Process | None = None
-        self._log: Relay | None = None
+        self._logs: list[Relay] = []
         self._lock_file: IO[Any] | None = None
 
     async def start(self) -> None:
         self._lock_file = self._lock_file or _take_port_lock(self._settings)
         command = envoy_command(self._settings, write_config(self._settings))
-        self._log = Relay(self.name)
+        access_log, messages = self._logs = [Relay(self.name, prints_json=True), Relay(self.name)]
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *guarded(command, grace_seconds=GRACE_SECONDS),
                 stdin=asyncio.subprocess.PIPE,
-                stdout=self._log.write_end,
-                stderr=self._log.write_end,
+                stdout=access_log.write_end,
+                stderr=messages.write_end,
                 # Envoy does not need the database's URL, which may hold a password.
                 env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
                 start_new_session=True,
             )
         finally:
-            self._log.close()
+            for log_of_envoy in self._logs:
+                log_of_envoy.close()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not await self._has_started(self._settings):
             if self._process.returncode is not None:
@@ -126,8 +127,8 @@ class Edge:
         await self._end_log()
 
     async def _end_log(self) -> None:
-        if self._log:
-            await asyncio.to_thread(self._log.wait)
+        for log_of_envoy in self._logs:
+            await asyncio.to_thread(log_of_envoy.wait)
 
 
 def write_config(settings: Settings) -> Path:

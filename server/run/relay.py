@@ -1,21 +1,20 @@
 """Passes on what child processes print, so that every line on our stderr is one JSON line.
 
-Their own log lines are JSON already. gRPC core, Envoy and a crashing Python print plain text, and a process that is
-killed leaves a part of a line.
+gRPC core, Envoy and a crashing Python print plain text, and a process that is killed leaves a part of a line. A worker
+writes its own lines, which are JSON, past us: 5,000 of them per second took 6 % of all CPU here.
 """
 
 import fcntl
 import os
 import re
-import select
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from threading import Thread
 
 import orjson
 
-from server.log import entry
+from server.log import entry, pieces
 
 PIPE_BYTES = 2**20
 READ_BYTES = 65536
@@ -35,8 +34,10 @@ class Relay:
     A thread, and no task: a reader of our stderr that stops reading must not stop the event loop too.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, prints_json: bool = False) -> None:
+        """`prints_json` if every whole line is known to be JSON, as in Envoy's access log."""
         self._name = name
+        self._prints_json = prints_json
         read_end, self.write_end = os.pipe()
         with suppress(OSError):  # the limit for this user may be lower. Then a busy process waits for us sooner
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -58,7 +59,7 @@ class Relay:
                 *lines, rest = (rest + data).split(b"\n")
                 while len(rest) > READ_BYTES:
                     lines, rest = [*lines, rest[:READ_BYTES]], rest[READ_BYTES:]
-                _write(lines if _are_json_objects(lines) else json_lines(lines, self._name))
+                _write(lines if self._prints_json else json_lines(lines, self._name))
                 time.sleep(PAUSE_SECONDS)
         _write(json_lines([rest], self._name))
 
@@ -66,7 +67,7 @@ class Relay:
 def json_lines(lines: Iterable[bytes], process: str) -> Iterable[bytes]:
     """These lines, with those that are no JSON object as the message of one. Empty lines are left out."""
     for line in lines:
-        if _are_json_objects([line]):
+        if _is_json_object(line):
             yield line
         elif text := line.strip():
             core = _CORE.match(text)
@@ -76,33 +77,17 @@ def json_lines(lines: Iterable[bytes], process: str) -> Iterable[bytes]:
                 yield entry(level, part, process=process).encode()
 
 
-def _are_json_objects(lines: Sequence[bytes]) -> bool:
-    """Whether each of these lines is one JSON object. No line that a process prints in earnest can deceive it."""
-    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+def _is_json_object(line: bytes) -> bool:
+    if not line.startswith(b"{"):
         return False
     try:
-        found = orjson.loads(b"[" + b",".join(lines) + b"]")  # one call, because each has a cost of its own
+        orjson.loads(line)
     except orjson.JSONDecodeError:
         return False
-    return len(found) == len(lines)
+    return True
 
 
 def _write(lines: Iterable[bytes]) -> None:
     with suppress(OSError):  # without a reader of our stderr, the child process must still be able to print
-        for chunk in chunks(lines):
-            os.write(2, chunk)
-
-
-def chunks(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """The lines with their ends, as few pieces of at most PIPE_BUF bytes. Only a longer line makes a longer piece.
-
-    A pipe keeps such a piece together, also beside the pieces of other writers.
-    """
-    chunk = b""
-    for line in lines:
-        if chunk and len(chunk) + len(line) + 1 > select.PIPE_BUF:
-            yield chunk
-            chunk = b""
-        chunk += line + b"\n"
-    if chunk:
-        yield chunk
+        for piece in pieces(b"".join(line + b"\n" for line in lines)):
+            os.write(2, piece)

@@ -83,7 +83,9 @@ class Worker:
 
     def __init__(self, index: int, settings: Settings, database_url: str) -> None:
         self.name = f"worker {index}"
-        self._command = [sys.executable, "-P", "-m", "server.run.worker", str(index)]
+        # Its own log lines go straight to our stderr. What else it prints goes through the relay.
+        self._log_fd = os.dup(2)
+        self._command = [sys.executable, "-P", "-m", "server.run.worker", str(index), str(self._log_fd)]
         # Every user of the machine can read a command line. The database's URL may hold a password, so it is not there.
         environment = environment_of(settings.model_copy(update={"database_url": database_url}))
         self._environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | environment
@@ -99,6 +101,7 @@ class Worker:
                 stdin=asyncio.subprocess.PIPE,  # the worker exits when it closes
                 stdout=asyncio.subprocess.PIPE,
                 stderr=self._log.write_end,
+                pass_fds=[self._log_fd],
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C at the terminal must reach only the parent, which stops us in order
             )

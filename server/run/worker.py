@@ -1,4 +1,4 @@
-"""A worker process: `python -m server.run.worker 0`."""
+"""A worker process: `python -m server.run.worker 0 2`."""
 
 import gc
 import logging
@@ -25,13 +25,13 @@ GC_THRESHOLDS = (50_000, 20, 100)
 """Collect seldom, because calls leave almost no reference cycles."""
 
 
-def main(index: int) -> None:
-    """Run worker `index` of the settings in the environment."""
+def main(index: int, log_fd: int) -> None:
+    """Run worker `index` of the settings in the environment. It logs to `log_fd`."""
     first_line = os.fdopen(os.dup(1), "wb", buffering=0)
     # Our parent reads only our first line. Everything else that is printed goes to the logs.
     os.dup2(2, 1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    log_as_json()
+    log_as_json(log_fd)
     use_batch_scheduling()
     uvloop.run(until_stopped(_serve(index, first_line)))
 
@@ -84,4 +84,4 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -8,7 +8,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.run.relay import TEXT_BYTES_MAX, Relay, chunks, json_lines
+from server.log import pieces
+from server.run.relay import TEXT_BYTES_MAX, Relay, json_lines
 
 RELAY_OF_A_CHILD = """
 import subprocess, sys
@@ -76,11 +77,12 @@ def test_every_line_is_one_json_object(lines):
 
 
 @given(st.lists(st.integers(min_value=0, max_value=6000)))
-def test_chunks_keep_lines_together_and_are_short_enough_for_a_pipe(lengths):
-    lines = [b"z" * length for length in lengths]
-    pieces = list(chunks(lines))
-    assert b"".join(pieces) == b"".join(line + b"\n" for line in lines)
-    assert all(len(piece) <= select.PIPE_BUF or piece.count(b"\n") == 1 for piece in pieces)
+def test_pieces_keep_lines_together_and_are_short_enough_for_a_pipe(lengths):
+    lines = b"".join(b"z" * length + b"\n" for length in lengths)
+    found = list(pieces(lines))
+    assert b"".join(found) == lines
+    assert all(piece.endswith(b"\n") for piece in found)
+    assert all(len(piece) <= select.PIPE_BUF or piece.count(b"\n") == 1 for piece in found)
 
 
 def test_the_child_can_go_on_printing_when_nobody_reads_our_stderr():
