@@ -18,6 +18,7 @@
 - messages.py          domain to response bytes
 - rules/               the decisions, without gRPC and without SQL
 - config.py            every setting, and the limits of the contract
+- certificates.py      whether a certificate can be used
 - server_addresses.py  where the edge finds the workers
 - errors.py            every error code, in one table
 - keys.py scopes.py    API keys as text, and what they may do

@@ -33,7 +33,7 @@ _HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"
 _DATABASE_URL = re.compile(
     rf"(?!.*@.*@)postgres(?:ql)?://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?]*)?(?:\?.*)?", re.ASCII
 )
-_HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?/?", re.ASCII)
+_HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?/?", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -194,7 +194,8 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
-        if url is not None and not _HTTP_URL.fullmatch(url):
+        found = _HTTP_URL.fullmatch(url) if url is not None else None
+        if url is not None and not (found and 1 <= int(found[1] or 443) <= 65535):
             raise ValueError("must be a URL such as http://127.0.0.1:4318, without a path")
         return url and url.rstrip("/")
 

@@ -1,7 +1,7 @@
 """What a worker counts. server/run/metrics_page.py shows it to Prometheus, and docs/metrics.md explains it.
 
-These are plain numbers that only the event loop changes. To count costs about 0.1 µs. The counters of prometheus_client
-take a lock each time, and its histograms take 2 µs.
+These are plain numbers. Only the event loop changes them, and at a scrape the page, which sets the gauges. To count
+costs about 0.1 µs. The counters of prometheus_client take a lock each time, and its histograms take 2 µs.
 """
 
 from bisect import bisect_left

@@ -1,14 +1,13 @@
 """TLS between edges and workers: both sides show a certificate, and a renewed one is used without a restart."""
 
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from server.certificates import check_certificate
 from server.config import Settings
-from server.errors import OperatorError
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -18,22 +17,10 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """
     if not (settings.grpc_tls_cert and settings.grpc_tls_key and settings.grpc_tls_ca):
         return None
-    _check(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
+    check_certificate(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
     files = _Files([settings.grpc_tls_key, settings.grpc_tls_cert, settings.grpc_tls_ca])
     renewed: Any = files.renewed  # grpcio also takes None, which its types do not know
     return grpc.dynamic_ssl_server_credentials(files.configuration(), renewed, require_client_authentication=True)
-
-
-def _check(chain: Path, key: Path, ca: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(chain, key)
-    except OSError as error:
-        raise OperatorError(f"{chain} and {key} cannot be used: {error.strerror or error}") from None
-    try:
-        context.load_verify_locations(ca)
-    except OSError as error:
-        raise OperatorError(f"{ca} cannot be used: {error.strerror or error}") from None
 
 
 class _Files:

@@ -20,12 +20,13 @@ PAGE_PATH = "/docs"
 DOCUMENT_PATH = "/openapi.json"
 BODY_BYTES_MAX = 16 * 2**20
 """The longest body that Envoy may serve by itself."""
-RESPONSES_PER_SECOND = 100
-"""How many responses of one route an edge makes, for all clients together. It refuses more with RATE_LIMITED.
+BYTES_PER_SECOND = 8 * 2**20
+"""How much one route may serve, for all clients together. At least one response. It refuses more with RATE_LIMITED.
 
-Envoy keeps a body in memory until its client has read it. 100 times the longest one are less than half of the default
-`edge_memory_mb_max`.
+Envoy keeps a body in memory until its client has read it, for up to about a minute. So this is half of the default
+`edge_memory_mb_max` at most.
 """
+RESPONSES_PER_SECOND_MAX = 50
 PACKAGE = "flask_openapi_scalar"
 """The installed package with Scalar's program. requirements-docs.txt pins it."""
 INSTALL = "pip install --no-deps flask-openapi-scalar"
@@ -119,9 +120,11 @@ def _file_routes(file: _File, settings: Settings) -> list[Config]:
     accepts_gzip = {"name": "accept-encoding", "string_match": {"safe_regex": {"regex": _ACCEPTS_GZIP}}}
     headers = {"content-type": file.media_type, "cache-control": file.cache_control, "vary": "accept-encoding"}
     compressed = headers | {"content-encoding": "gzip"}
+    size = file.source.stat().st_size
     return [
-        _route(file.path, {"filename": str(_compressed(file, settings))}, compressed, accepts_gzip),
-        _route(file.path, {"filename": str(file.source)}, headers),
+        # Compressed it has at most half of the size.
+        _route(file.path, {"filename": str(_compressed(file, settings))}, compressed, size // 2, accepts_gzip),
+        _route(file.path, {"filename": str(file.source)}, headers, size),
     ]
 
 
@@ -132,16 +135,16 @@ def _page_route(program: _File) -> Config:
         "content-security-policy": CSP,
         "referrer-policy": "no-referrer",
     }
-    return _route(PAGE_PATH, {"inline_string": page}, headers)
+    return _route(PAGE_PATH, {"inline_string": page}, headers, len(page))
 
 
-def _route(path: str, body: Config, headers: dict[str, str], *conditions: Config) -> Config:
+def _route(path: str, body: Config, headers: dict[str, str], size: int, *conditions: Config) -> Config:
     return {
         "name": "docs",  # edge.lua knows the routes by it
         "match": {"path": path, "headers": [*conditions]},
         "direct_response": {"status": 200, "body": body},
         "typed_per_filter_config": {
-            "rate_limit": _rate_limit(),  # instead of those per client address and per key
+            "rate_limit": _rate_limit(size),  # instead of those per client address and per key
             "transcoder": _DISABLED,  # it responds 404 to what is not a method
         },
         "response_headers_to_add": [
@@ -151,13 +154,10 @@ def _route(path: str, body: Config, headers: dict[str, str], *conditions: Config
     }
 
 
-def _rate_limit() -> Config:
+def _rate_limit(size: int) -> Config:
     always = {"default_value": {"numerator": 100}}
-    bucket = {
-        "max_tokens": RESPONSES_PER_SECOND,
-        "tokens_per_fill": RESPONSES_PER_SECOND,
-        "fill_interval": "1s",
-    }
+    per_second = max(1, min(RESPONSES_PER_SECOND_MAX, BYTES_PER_SECOND // size))
+    bucket = {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
     return {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "docs",

@@ -33,7 +33,8 @@ def add_shared_rate_limit(config: Config, http: Config, settings: Settings) -> N
 
 
 def _filters() -> list[Config]:
-    tag = {"pattern": {"regex": "(?i)bearer +am_live_([0-9A-Za-z]{6}).*"}, "substitution": "\\1"}
+    # It must match every value: Envoy would send one that it does not match as it is, with the key.
+    tag = {"pattern": {"regex": "(?i:bearer) +am_live_([0-9A-Za-z]{6})[!-~]{38}|.*"}, "substitution": "\\1"}
     organization = {"metadata_namespace": _METADATA, "key": "organization", "regex_value_rewrite": tag}
     return [
         {
@@ -81,6 +82,7 @@ def _cluster(settings: Settings) -> Config:
     return {
         "name": NAME,
         "type": "STRICT_DNS" if address.is_name else "STATIC",
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": TIMEOUT,
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from server.certificates import check_certificate
 from server.config import Settings
 
 Config = dict[str, Any]
@@ -36,7 +37,14 @@ def upstream_tls(settings: Settings) -> Config:
 
 
 def write_secrets(settings: Settings) -> None:
-    """Write the files that `downstream_tls` and `upstream_tls` refer to. They have names of files, and no key."""
+    """Write the files that `downstream_tls` and `upstream_tls` refer to. They have names of files, and no key.
+
+    Raises OperatorError if a certificate cannot be used. Envoy would start, and reset every connection.
+    """
+    if settings.tls_cert and settings.tls_key:
+        check_certificate(settings.tls_cert, settings.tls_key)
+    if settings.grpc_tls_cert and settings.grpc_tls_key:
+        check_certificate(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
     for name, secret in _secrets(settings):
         resource = {"@type": f"{_TLS}.Secret", "name": name, **secret}
         _path(settings, name).write_text(json.dumps({"resources": [resource]}, indent=1))

@@ -6,6 +6,8 @@ from server.config import Settings
 
 Config = dict[str, object]
 SAMPLER = "type.googleapis.com/envoy.extensions.tracers.opentelemetry.samplers.v3.CELSamplerConfig"
+CALLERS_TEXTS = ("http.method", "http.url", "user_agent", "grpc.path", "grpc.authority", "guid:x-client-trace-id")
+"""Envoy's tags with texts of the caller. They are overwritten."""
 EXPORT_SECONDS_MAX = "1s"
 EXPORT_INTERVAL = {"tracing.opentelemetry.flush_interval_ms": 1000}
 """A value of Envoy's runtime. Otherwise Envoy keeps spans for up to 5 s."""
@@ -15,8 +17,9 @@ SYSTEM_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 def tracing(settings: Settings) -> Config:
     """The `tracing` of the HTTP connection manager. `otlp_cluster` must be among the clusters."""
     return {
-        # The path may hold an API key, if a caller has mistaken it for a place for one.
+        # What a caller sends may hold an API key, if it has mistaken the path for a place for one.
         "max_path_tag_length": 1,
+        "custom_tags": [{"tag": tag, "literal": {"value": "-"}} for tag in CALLERS_TEXTS],
         "provider": {
             "name": "opentelemetry",
             "typed_config": {
@@ -61,6 +64,7 @@ def otlp_cluster(settings: Settings) -> Config:
     cluster: Config = {
         "name": "otlp",
         "type": "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": EXPORT_SECONDS_MAX,
         "load_assignment": {
             "cluster_name": "otlp",

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 PAUSE_SECONDS, PAUSE_AFTER_LINES = 0.001, 50
 """Python runs one thread at a time. In these pauses the event loop gets its turn, about every 0.5 ms."""
+REQUESTS_MAX = 8
+"""Requests at the same time. The connections of more are closed."""
 REQUEST_SECONDS_MAX = 5.0
 """How long a client may be silent."""
 
@@ -134,6 +136,19 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._free = threading.BoundedSemaphore(REQUESTS_MAX)
+
+    def verify_request(self, *_: Any) -> bool:
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)  # HTTPServer's own also asks the DNS for the name of the host

@@ -20,8 +20,8 @@ PIPE_BYTES = 2**20
 READ_BYTES = 65536
 PAUSE_SECONDS = 0.02
 """After lines were read, so that more of them come together. To wake up for each few of them would cost more."""
-TEXT_BYTES_MAX = 8192
-"""Longer lines of plain text become several lines."""
+TEXT_BYTES_MAX = 3000
+"""Longer lines of plain text become several lines. So with the rest of its JSON a line is shorter than PIPE_BUF."""
 END_SECONDS_MAX = 1.0
 """How long we wait for the last lines of a process that has exited."""
 _CORE = re.compile(rb"([IWEF])\d{4} \d\d:|([IWEF])\d{4} \d+ ")
@@ -60,7 +60,8 @@ class Relay:
                 while len(rest) > READ_BYTES:
                     lines, rest = [*lines, rest[:READ_BYTES]], rest[READ_BYTES:]
                 _write(lines if self._prints_json else json_lines(lines, self._name))
-                time.sleep(PAUSE_SECONDS)
+                if len(data) < READ_BYTES:  # else there is more already
+                    time.sleep(PAUSE_SECONDS)
         _write(json_lines([rest], self._name))
 
 

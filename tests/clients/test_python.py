@@ -260,6 +260,24 @@ def test_a_refusal_after_a_lost_response_does_not_say_that_nothing_was_done(mish
     assert len(set(proxy.idempotency_keys)) == 1
 
 
+def test_a_call_with_the_key_of_an_earlier_one_does_not_say_that_nothing_was_done(mishaps):
+    body = {"success": False, "error": {"code": "UNAVAILABLE", "message": "later", "request_id": "r"}}
+    refuse = respond(503, json.dumps(body), "retry-after: 3600")
+    client, _ = mishaps(lose, refuse, refuse)
+    with pytest.raises(Unavailable) as first:
+        client.bulk_order(1)
+    with pytest.raises(Unavailable) as again:
+        client.bulk_order(1, idempotency_key=first.value.idempotency_key)
+    assert again.value.is_outcome_unknown
+
+
+def test_a_response_that_cannot_be_unpacked_is_sent_again_under_the_same_key(mishaps):
+    client, proxy = mishaps(respond(200, "no gzip", "content-encoding: gzip"))
+    assert client.bulk_order(1).status == "complete"
+    (first, again) = proxy.idempotency_keys
+    assert first == again
+
+
 def test_a_refusal_that_was_sent_again_says_that_nothing_was_done(mishaps):
     client, proxy = mishaps()
     (taken,) = free_numbers(client, 1)

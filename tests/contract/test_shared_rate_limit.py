@@ -17,6 +17,7 @@ from tests.support.stack import free_ports, local_settings
 
 METHOD = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 OK, OVER_LIMIT = 1, 2
+SECRET = "s" * 38
 
 
 def messages():
@@ -88,8 +89,8 @@ def edge(folder, server_port, port):
         yield f"http://127.0.0.1:{settings.rest_port}"
 
 
-def order(url, tag, secret="s" * 38):
-    return httpx.post(f"{url}{ROUTE}", json={"numbers": []}, headers={"authorization": f"Bearer am_live_{tag}{secret}"})
+def order(url, tag):
+    return httpx.post(f"{url}{ROUTE}", json={"numbers": []}, headers={"authorization": f"Bearer am_live_{tag}{SECRET}"})
 
 
 def test_two_edges_share_the_limits_of_the_service_and_tell_it_no_key(tmp_path, port):
@@ -108,6 +109,13 @@ def test_two_edges_share_the_limits_of_the_service_and_tell_it_no_key(tmp_path, 
         # Other organizations, another spelling of the scheme, and calls without a key.
         assert order(two, "bbbbbb").status_code == 200
         assert httpx.post(f"{one}{ROUTE}", json={"numbers": []}).status_code == 200
+        for malformed in (
+            f"am_live_{SECRET}",
+            f"Token am_live_{SECRET}",
+            f"Bearer am_live_ab-{SECRET}",
+            f"Basic {SECRET}",
+        ):
+            httpx.post(f"{one}{ROUTE}", json={"numbers": []}, headers={"authorization": malformed})
         before = len(service.asked)
         assert httpx.get(f"{one}/healthz").status_code == 200
         assert len(service.asked) == before

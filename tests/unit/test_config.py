@@ -192,6 +192,13 @@ def test_workers_that_other_machines_could_call_need_tls(told):
     assert workers(told(GRPC_BIND="127.0.0.9"), "postgresql://")
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:4318", "http://h:0", "http://h:99999", "http://h/v1/traces", "ftp://h"])
+def test_the_receiver_of_traces_is_a_url_without_a_path(refusal, url):
+    assert refusal(OTLP_ENDPOINT=url) == (
+        "ORDERNUMBERS_OTLP_ENDPOINT: must be a URL such as http://127.0.0.1:4318, without a path"
+    )
+
+
 def test_no_two_ports_are_the_same(refusal):
     assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and be at most 65535")
     assert refusal(REST_PORT="50051").startswith("the ports must differ")

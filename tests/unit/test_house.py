@@ -32,7 +32,19 @@ LAYERS = [
     {"rules"},
     {"tracing"},
     {"spans"},
-    {"config", "deadlines", "errors", "keys", "log", "metrics", "money", "scopes", "server_addresses", "traceparent"},
+    {
+        "certificates",
+        "config",
+        "deadlines",
+        "errors",
+        "keys",
+        "log",
+        "metrics",
+        "money",
+        "scopes",
+        "server_addresses",
+        "traceparent",
+    },
 ]
 
 

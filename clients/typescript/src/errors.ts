@@ -136,5 +136,7 @@ const CLASSES: Readonly<Partial<Record<string, typeof Refused>>> = {
 
 /** Returns the error for the JSON of a refusal. Throws TypeError if it is none. */
 export function refusalOf(status: number, refusal: Refusal, retryAfterSeconds: number | undefined): Refused {
-  return new (CLASSES[refusal.error.code] ?? Refused)(status, refusal, retryAfterSeconds);
+  const { code, message, request_id } = refusal.error;
+  if ([code, message, request_id].some((each) => typeof each !== "string")) throw new TypeError("not a refusal");
+  return new (CLASSES[code] ?? Refused)(status, refusal, retryAfterSeconds);
 }

@@ -43,7 +43,6 @@ const NOT_DONE = [
   "INSUFFICIENT_INVENTORY",
   "LIMIT_EXCEEDED",
   "IDEMPOTENCY_KEY_REUSED",
-  "VALIDATION_FAILED",
 ];
 const UNCLEAR = ["TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"];
 const PAUSE_MS = 1_000;
@@ -68,7 +67,7 @@ export class Transport {
   protected async send<T>(call: Call, options: WriteOptions): Promise<T> {
     const ends = performance.now() + (options.deadlineMs ?? this.#options.deadlineMs);
     const idempotencyKey = call.isWrite ? (options.idempotencyKey ?? crypto.randomUUID()) : undefined;
-    let mayBeDone = false;
+    let mayBeDone = options.idempotencyKey !== undefined; // then it may be an earlier call, sent again
     for (let count = 0; ; count++) {
       options.signal?.throwIfAborted();
       const left = Math.min(this.#options.attemptMs, ends - performance.now());

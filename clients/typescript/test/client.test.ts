@@ -158,6 +158,14 @@ test("a response of another server is not taken for a refusal", async () => {
   assert.deepEqual([error.status, error.isOutcomeUnknown], [404, true]);
 });
 
+test("an error of another server in JSON is not taken for a refusal either", async () => {
+  for (const error of ['{"code":502,"message":"Bad gateway"}', '"Bad gateway"']) {
+    const [behind] = await spoiled([(response) => response.writeHead(502).end(`{"error":${error}}`)]);
+    const thrownError = await thrown(UnexpectedResponse, behind.bulkOrder({ quantity: 1 }));
+    assert.deepEqual([thrownError.status, thrownError.isOutcomeUnknown], [502, true]);
+  }
+});
+
 // ---------------------------------------------------------------- sent again
 
 test("an order whose response is lost is sent again and sold once", async () => {
@@ -180,6 +188,12 @@ test("a deadline that Retry-After exceeds is not waited for", async () => {
   const [behind, keys] = await spoiled([refuse(503, "UNAVAILABLE", "3600")]);
   const error = await thrown(Unavailable, behind.bulkOrder({ quantity: 1 }));
   assert.deepEqual([error.retryAfterSeconds, error.isOutcomeUnknown, keys.length], [3600, false, 1]);
+});
+
+test("a call with the key of an earlier one does not say that nothing was done", async () => {
+  const [behind] = await spoiled([refuse(503, "UNAVAILABLE", "3600")]);
+  const error = await thrown(Unavailable, behind.bulkOrder({ quantity: 1 }, { idempotencyKey: "of-an-earlier-call" }));
+  assert.ok(error.isOutcomeUnknown);
 });
 
 test("a refusal after a lost response does not say that nothing was done", async () => {

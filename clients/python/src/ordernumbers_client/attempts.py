@@ -17,8 +17,8 @@ from ordernumbers_client.errors import NoResponse, OrderNumbersError, Refused, U
 T = TypeVar("T")
 
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-LOST = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
-"""No response. Except with NOT_SENT the call may have been carried out."""
+LOST = (httpx2.TransportError, httpx2.DecodingError)
+"""No response, or none that can be read. Except with NOT_SENT the call may have been carried out."""
 PASSES = (429, 503, 504)
 NOT_DONE = (
     "NOT_FOUND",
@@ -26,7 +26,6 @@ NOT_DONE = (
     "INSUFFICIENT_INVENTORY",
     "LIMIT_EXCEEDED",
     "IDEMPOTENCY_KEY_REUSED",
-    "VALIDATION_FAILED",
 )
 """The service looks the idempotency key up before it refuses so. So no earlier attempt was carried out either."""
 UNCLEAR = ("TIMEOUT", "IDEMPOTENCY_IN_PROGRESS")
@@ -55,7 +54,7 @@ class Attempts(Generic[T]):
         self._options = options
         self._ends = time.monotonic() + (options.deadline_seconds if deadline_seconds is None else deadline_seconds)
         self._count = 0
-        self._may_be_carried_out = False
+        self._may_be_carried_out = call.may_be_carried_out
 
     def request(self) -> dict[str, Any]:
         """Return the arguments of `httpx2.Client.request` for the next attempt."""
@@ -83,7 +82,7 @@ class Attempts(Generic[T]):
             unexpected.retry_after_seconds = _retry_after_seconds(response)
             raise unexpected from error
 
-    def pause_seconds(self, error: httpx2.TransportError | OrderNumbersError) -> float:
+    def pause_seconds(self, error: httpx2.RequestError | OrderNumbersError) -> float:
         """Return how long to wait before the next attempt. Raises the error of the call if there is none."""
         failure = error if isinstance(error, OrderNumbersError) else NoResponse(f"no response: {error!r}")
         is_last = not (isinstance(failure, NoResponse) or _passes(failure))

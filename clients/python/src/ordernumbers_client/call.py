@@ -1,7 +1,7 @@
 """One call, before it is sent, and its result as the classes of `models`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from functools import cache
 from types import UnionType
@@ -27,9 +27,14 @@ class Call(Generic[T]):
     is_whole: bool = False
     """Whether the result is the whole response, and not only its `data`."""
 
+    may_be_carried_out: bool = field(default=False, init=False)
+    """Whether an earlier call may have carried it out: the caller has given the idempotency key."""
+
     def __post_init__(self) -> None:
         if self.is_write and self.idempotency_key is None:
             object.__setattr__(self, "idempotency_key", str(uuid4()))
+        elif self.is_write:
+            object.__setattr__(self, "may_be_carried_out", True)
 
     def result_of(self, response: Any) -> T:
         """Return the result in the JSON of a response. Raises KeyError, TypeError or ValueError if it is not there."""
@@ -66,4 +71,4 @@ def decode(kind: type[T], value: Any) -> T:
 @cache
 def _members(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    return {each.name: hints[each.name] for each in fields(kind)}
