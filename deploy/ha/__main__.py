@@ -23,7 +23,7 @@ WATCH_SECONDS = 1.0
 
 def main() -> int:
     """Run until SIGINT or SIGTERM. Return the exit status."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT is ignored in a background job
         signal.signal(number, signal.default_int_handler)
     try:
         with ExitStack() as stack:

@@ -148,12 +148,13 @@ class Cluster:
                 return False
         return True
 
-    def switch_over(self) -> None:
-        """Let a standby become the primary, in an orderly way. Returns when it is."""
+    def switch_over(self, to: str | None = None) -> None:
+        """Let a standby become the primary, in an orderly way: that host, or the best. Returns when it is."""
         primary = self.primary()
         if primary is None:
             raise OperatorError("there is no primary to switch over from")
-        self._ask(primary.name, "/switchover", {"leader": primary.name}, SWITCHOVER_SECONDS_MAX)
+        wish = {"leader": primary.name} | ({"candidate": to} if to else {})
+        self._ask(primary.name, "/switchover", wish, SWITCHOVER_SECONDS_MAX)
 
     def superuser_url(self, database: str = "postgres") -> str:
         return self._url("postgres", database)

@@ -16,6 +16,7 @@ from server.run.embedded.guard import guarded
 
 STOP_SECONDS_MAX = 30
 KILL_SECONDS_MAX = 10
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,14 @@ class Host:
     def stop_program(self, name: str) -> None:
         """End one program as its operator would."""
         if running := self._running.pop(name, None):
-            assert running.stdin  # noqa: S101
-            with suppress(BrokenPipeError):
-                running.stdin.close()  # its guard ends it
-            running.wait()
+            running.communicate()  # closes the stdin of its guard, which ends it
 
     def kill_program(self, name: str) -> None:
         """Send SIGKILL to one program and what it has started."""
         guard = psutil.Process(self._running[name].pid)
         processes = [*guard.children(recursive=True), guard]
         self._signal([process.pid for process in processes], signal.SIGKILL)
-        psutil.wait_procs(processes, timeout=KILL_SECONDS_MAX)
-        self._reap()
+        self._running.pop(name).communicate()
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the host, as when its power fails."""
@@ -84,13 +81,18 @@ class Host:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes of {self.name} do not end: {pids}")
             self._signal(pids, signal.SIGKILL)
-            psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=0.2)
-            self._reap()
-        self._reap()
+            time.sleep(POLL_SECONDS)
+        for name in list(self._running):
+            self.stop_program(name)  # it has ended already
 
     def freeze(self) -> None:
         """Stop every process of the host until `thaw`."""
         self._signal(self.pids(), signal.SIGSTOP)
+
+    def freeze_program(self, name: str) -> None:
+        """Stop one program until `thaw`. What it has started in a session of its own goes on."""
+        guard = psutil.Process(self._running[name].pid)
+        self._signal([process.pid for process in guard.children()], signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal(self.pids(), signal.SIGCONT)
@@ -117,6 +119,7 @@ class Host:
         return found
 
     def _start(self, program: Program, environment: Mapping[str, str]) -> None:
+        self.stop_program(program.name)  # one that has ended by itself
         command = guarded(list(program.command), grace_seconds=STOP_SECONDS_MAX)
         with (self.folder / f"{program.name}.log").open("ab") as log:
             self._running[program.name] = subprocess.Popen(
@@ -133,7 +136,3 @@ class Host:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-    def _reap(self) -> None:
-        for running in self._running.values():
-            running.poll()

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Protocol, Self
 
 import psutil
 
+POLL_SECONDS = 0.05
 PREFIX = "on"
 """How the names of our namespaces and interfaces begin. The process id of the command follows."""
 
@@ -195,7 +197,7 @@ def _remove(bridge: str) -> None:
                 for pid in pids:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=1)
+                time.sleep(POLL_SECONDS)
             _ip("netns", "delete", namespace)
     if Path(f"/sys/class/net/{bridge}").exists():
         _ip("link", "delete", bridge)

@@ -34,6 +34,8 @@ CLIENTS = 12
 CLIENTS_WITHOUT_KEYS = 6
 CALL_SECONDS_MAX = 8.0
 THINK_SECONDS_MAX = 0.1
+REST_SECONDS_MAX = 5.0
+"""The default of ORDERNUMBERS_REST_DEADLINE_MS."""
 SETTLE_SECONDS_MAX = 90
 """How long a client tries to learn what became of an order."""
 
@@ -52,7 +54,7 @@ class Outcome(NamedTuple):
     began: float = 0.0
     ended: float = 0.0
     seconds_max: float = CALL_SECONDS_MAX
-    """How long the service may take to respond."""
+    """How long the service might take to respond."""
 
 
 @dataclass
@@ -155,7 +157,8 @@ class Workload:
                 limits = httpx.Limits(max_connections=None)
                 client = httpx.AsyncClient(base_url=f"http://{edge}", timeout=CALL_SECONDS_MAX, limits=limits)
                 rest = await stack.enter_async_context(client)
-                calls += [partial(_send_over_rest, rest), partial(_send_over_grpc, method)]
+                calls += [partial(_timed, partial(_send_over_rest, rest), REST_SECONDS_MAX)]
+                calls += [partial(_timed, partial(_send_over_grpc, method), None)]
             without_keys = [self._client_without_keys(calls) for _ in range(self._clients_without_keys_count)]
             await asyncio.gather(*(self._client(calls) for _ in range(self._clients_count)), *without_keys)
 
@@ -307,6 +310,13 @@ def _rows(response: bytes) -> list[dict[str, Any]]:
 def _headers(order: SentOrder) -> tuple[tuple[str, str], ...]:
     authorization = ("authorization", f"Bearer {order.customer.key}")
     return (authorization, ("idempotency-key", order.key)) if order.key else (authorization,)
+
+
+async def _timed(send: Any, seconds_max: float | None, order: SentOrder) -> Outcome:
+    began = time.monotonic()
+    outcome: Outcome = await send(order)
+    limit = order.seconds_max if seconds_max is None else seconds_max
+    return outcome._replace(began=began, ended=time.monotonic(), seconds_max=limit)
 
 
 async def _send_over_rest(client: httpx.AsyncClient, order: SentOrder) -> Outcome:
