@@ -55,8 +55,13 @@ class Load(Workload):
             lost=sum(not _is_there(order, assigned) for order in acknowledged),
             doubled=len(twice) + sum(len(orders) > 1 for orders in owners.values()),
             sold_after_503=sum(_is_there_all_the_same(order, self._all_of(order), assigned, keys) for order in orders),
-            late=sum(_is_late(outcome) for order in orders for outcome in order.outcomes),
+            late=len(self.late),
         )
+
+    @property
+    def late(self) -> list[Outcome]:
+        """Responses after the deadline of their call."""
+        return [outcome for order in [*self.sent, *self.sent_once] for outcome in order.outcomes if _is_late(outcome)]
 
     def _all_of(self, order: SentOrder) -> list[SentOrder]:
         """The orders with its key: a client may have sent one again later."""
