@@ -9,13 +9,17 @@ SBOM ?= dist/sbom.json
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIN = $(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast check fmt test-faults test-mutants test-versions bench gen lint check-gen pins sbom clean
+.PHONY: help run ha test test-fast check fmt test-faults test-ha test-mutants test-versions bench gen lint check-gen pins sbom \
+  clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## run everything on this machine: PostgreSQL, servers, Envoy, a demo organization
 	@exec $(BIN)/ordernumbers up
+
+ha: $(READY) ## run seven hosts on this machine: Patroni and etcd on three, two with servers, two edges
+	@exec $(BIN)/python -m deploy.ha
 
 test: $(READY) ## run the whole test suite on real PostgreSQL and real Envoy
 	$(RUN) pytest -n 4
@@ -34,6 +38,9 @@ test-faults: $(READY) ## run the full form of the fault suite: hundreds of kills
 test-mutants: $(READY) ## break the code in known ways, and show that a test notices each
 	$(RUN) python -m tests.mutants
 
+test-ha: $(READY) ## break the hosts of `make ha` under load, in 30 minutes, and print what was measured
+	$(RUN) pytest tests/ha --full -s
+
 test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 14 to 18 and Python 3.11 to 3.13
 	$(RUN) python -m tests.versions
 
@@ -47,7 +54,7 @@ check-gen: gen ## fail if a generated file is not up to date
 	git diff --exit-code -- $(GENERATED) && test -z "$$(git status --porcelain -- $(GENERATED))"
 
 lint: $(READY) ## run ruff, mypy, buf lint, openapi-spec-validator and squawk
-	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server protos/generate.py docs/generate.py clients
+	$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy server deploy/ha protos/generate.py docs/generate.py clients
 	$(RUN) python protos/generate.py --image $(VENV)/image.binpb && $(RUN) buf lint $(VENV)/image.binpb --path ordernumbers
 	$(RUN) openapi-spec-validator gen/ordernumbers/v1/openapi.json
 	$(RUN) squawk server/store/migrations/versions/*.sql

@@ -30,7 +30,8 @@ from server.writing import Writer
 log = logging.getLogger(__name__)
 
 SERVICE = phone_number_service_pb2.DESCRIPTOR.services_by_name["PhoneNumberService"]
-HEALTH_INTERVAL_SECONDS = 1.0
+HEALTH_INTERVAL_SECONDS, AWAY_INTERVAL_SECONDS = 1.0, 0.25
+"""How often a worker tests that an order could be carried out, and how often while none could be."""
 PURGE_INTERVAL_SECONDS = 60.0
 READ_SECONDS_MAX = 3.0
 
@@ -144,9 +145,10 @@ class Server:
         return await self._keys.find_keys(digests, READ_SECONDS_MAX)
 
     async def _watch_health(self) -> None:
+        serving = True
         while True:
-            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-            await self._check_health()
+            await asyncio.sleep(HEALTH_INTERVAL_SECONDS if serving else AWAY_INTERVAL_SECONDS)
+            serving = await self._check_health()
 
     async def _purge_responses(self) -> None:
         while True:
@@ -166,8 +168,8 @@ class Server:
                 if purged:
                     log.info("%d old idempotency keys were purged", purged)
 
-    async def _check_health(self) -> None:
-        """Report SERVING if an order could be carried out."""
+    async def _check_health(self) -> bool:
+        """Report SERVING if an order could be carried out. Return whether that is so."""
         try:
             await asyncio.gather(self._keys.check_if_idle(), self._reads.check_if_idle(), self._writer.check_if_idle())
             await self._batcher.check()
@@ -181,6 +183,7 @@ class Server:
         metrics.DATABASE_UP.value = serving
         if not self._draining:
             await self._report(serving)
+        return serving
 
     def _set_metrics(self) -> None:
         """Set what is not counted in server/metrics.py, because that would cost more."""

@@ -10,8 +10,10 @@ import random
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -32,6 +34,8 @@ CLIENTS = 12
 CLIENTS_WITHOUT_KEYS = 6
 CALL_SECONDS_MAX = 8.0
 THINK_SECONDS_MAX = 0.1
+REST_SECONDS_MAX = 5.0
+"""The default of ORDERNUMBERS_REST_DEADLINE_MS."""
 SETTLE_SECONDS_MAX = 90
 """How long a client tries to learn what became of an order."""
 
@@ -43,10 +47,14 @@ UNCERTAIN = frozenset({"TIMEOUT", "IDEMPOTENCY_IN_PROGRESS", NO_RESPONSE})
 
 
 class Outcome(NamedTuple):
-    """What one call returned: "OK" and its rows, or the code of a refusal."""
+    """What one call returned: "OK" and its rows, or the code of a refusal. And when, on the monotonic clock."""
 
     code: str
     rows: list[dict[str, Any]] | None = None
+    began: float = 0.0
+    ended: float = 0.0
+    seconds_max: float = CALL_SECONDS_MAX
+    """How long the service might take to respond."""
 
 
 @dataclass
@@ -74,23 +82,27 @@ class SentOrder:
 class Workload:
     """Clients of a running service, over REST and gRPC through the edge. They work from enter to exit.
 
+    `edges` is the port of an edge on this machine, or hosts with ports. Each call goes to any of them.
     `deadlines` is the range of the deadlines of orders without a key, in seconds.
     """
 
     def __init__(
         self,
         engine: Engine,
-        edge_port: int,
+        edges: int | Sequence[str],
         *,
         numbers: int,
         organizations: int = 4,
         deadlines: tuple[float, float] = (0.3, 10.0),
+        clients: int = CLIENTS,
+        clients_without_keys: int = CLIENTS_WITHOUT_KEYS,
     ) -> None:
         self.engine = engine
         self.sent: list[SentOrder] = []
         self.sent_once: list[SentOrder] = []
         self._deadlines = deadlines
-        self._address = f"127.0.0.1:{edge_port}"
+        self._edges = [f"127.0.0.1:{edges}"] if isinstance(edges, int) else edges
+        self._clients_count, self._clients_without_keys_count = clients, clients_without_keys
         self._customers = [Customer.open(engine) for _ in range(organizations)]
         self._customers_without_keys = [Customer.open(engine) for _ in range(organizations)]
         self._numbers = self._customers[0].numbers(numbers)
@@ -137,13 +149,18 @@ class Workload:
     async def _clients(self) -> None:
         # By default gRPC waits up to two minutes before it connects again.
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 500)]
-        channel = grpc.aio.insecure_channel(self._address, options)
-        method = channel.unary_unary(METHOD)
-        async with httpx.AsyncClient(base_url=f"http://{self._address}", timeout=CALL_SECONDS_MAX) as rest:
-            calls = [lambda order: _send_over_rest(rest, order), lambda order: _send_over_grpc(method, order)]
-            without_keys = [self._client_without_keys(calls) for _ in range(CLIENTS_WITHOUT_KEYS)]
-            await asyncio.gather(*(self._client(calls) for _ in range(CLIENTS)), *without_keys)
-        await channel.close()
+        async with AsyncExitStack() as stack:
+            calls = []
+            for edge in self._edges:
+                channel = await stack.enter_async_context(grpc.aio.insecure_channel(edge, options))
+                method = channel.unary_unary(METHOD)
+                limits = httpx.Limits(max_connections=None)
+                client = httpx.AsyncClient(base_url=f"http://{edge}", timeout=CALL_SECONDS_MAX, limits=limits)
+                rest = await stack.enter_async_context(client)
+                calls += [partial(_timed, partial(_send_over_rest, rest), REST_SECONDS_MAX)]
+                calls += [partial(_timed, partial(_send_over_grpc, method), None)]
+            without_keys = [self._client_without_keys(calls) for _ in range(self._clients_without_keys_count)]
+            await asyncio.gather(*(self._client(calls) for _ in range(self._clients_count)), *without_keys)
 
     async def _client(self, calls: list[Any]) -> None:
         rng = self._chance
@@ -293,6 +310,13 @@ def _rows(response: bytes) -> list[dict[str, Any]]:
 def _headers(order: SentOrder) -> tuple[tuple[str, str], ...]:
     authorization = ("authorization", f"Bearer {order.customer.key}")
     return (authorization, ("idempotency-key", order.key)) if order.key else (authorization,)
+
+
+async def _timed(send: Any, seconds_max: float | None, order: SentOrder) -> Outcome:
+    began = time.monotonic()
+    outcome: Outcome = await send(order)
+    limit = order.seconds_max if seconds_max is None else seconds_max
+    return outcome._replace(began=began, ended=time.monotonic(), seconds_max=limit)
 
 
 async def _send_over_rest(client: httpx.AsyncClient, order: SentOrder) -> Outcome:

@@ -1,0 +1,147 @@
+"""The faults. Each is a context in which something is broken, and repaired at its end."""
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.stack import wait_until
+
+CLOCK_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FROZEN_SECONDS = 30
+
+
+@contextmanager
+def switchover(cluster, load):
+    cluster.switch_over()
+    yield
+
+
+@contextmanager
+def primary_killed(cluster, load):
+    """Every process of its host gets SIGKILL: PostgreSQL, Patroni, etcd."""
+    host = cluster.primary()
+    host.kill()
+    yield
+    host.start()
+
+
+@contextmanager
+def postgresql_killed(cluster, load):
+    """Only PostgreSQL. Patroni starts it again, or fails over."""
+    host = cluster.primary()
+    pid = int((host.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    yield
+
+
+@contextmanager
+def primary_cut_off(cluster, load):
+    host = cluster.primary()
+    host.cut()
+    yield
+    host.join()
+
+
+@contextmanager
+def primary_frozen(cluster, load):
+    """Every process of its host stops, and goes on after another one has become primary."""
+    host = cluster.primary()
+    host.freeze()
+    yield
+    host.thaw()
+
+
+@contextmanager
+def patroni_frozen(cluster, load):
+    """PostgreSQL goes on, while another host becomes primary. Two of them accept writes."""
+    host = cluster.primary()
+    host.freeze_program("patroni")
+    wait_until(lambda: cluster.primary() not in (None, host))
+    yield
+    host.thaw()
+
+
+@contextmanager
+def standby_lost(cluster, load):
+    host = cluster.standbys()[0]
+    host.kill()
+    yield
+    host.start()
+
+
+@contextmanager
+def etcd_minority_lost(cluster, load):
+    """The member on the primary's own host."""
+    host = cluster.primary()
+    host.kill_program("etcd")
+    time.sleep(FROZEN_SECONDS)  # longer than the lease
+    yield
+    host.start()
+
+
+@contextmanager
+def etcd_majority_lost(cluster, load):
+    """Orders stop until it is back."""
+    lost = cluster.standbys()
+    for host in lost:
+        host.kill_program("etcd")
+    wait_until(lambda: sells_nothing(load, 5), seconds_max=90)
+    for host in lost:
+        host.start()
+    yield
+
+
+@contextmanager
+def server_lost(cluster, load):
+    host = cluster.hosts["server1"]
+    host.kill()
+    yield
+    host.start()
+    wait_until(cluster.edges_serve)
+
+
+@contextmanager
+def edge_lost(cluster, load):
+    host = cluster.hosts["edge1"]
+    host.kill()
+    yield
+    host.start()
+    wait_until(cluster.edges_serve)
+
+
+def clock(seconds):
+    @contextmanager
+    def wrong(cluster, load):
+        """The clock of one host is wrong, and it becomes primary. etcd has no such clock: it does not use libc."""
+        host = cluster.standbys()[0]
+        wrong_clock = {
+            "LD_PRELOAD": str(CLOCK_LIBRARY),
+            "FAKETIME": f"{seconds:+}s",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        restart_patroni(cluster, host, wrong_clock)
+        cluster.switch_over(host.name)
+        load.wait_for_orders(200)
+        yield
+        wait_until(cluster.is_whole, seconds_max=120)
+        cluster.switch_over()
+        wait_until(cluster.is_whole, seconds_max=120)
+        load.wait_for_orders(200)
+        restart_patroni(cluster, host, {})
+
+    return wrong
+
+
+def restart_patroni(cluster, host, environment):
+    host.stop_program("patroni")
+    host.start(environment)
+    wait_until(cluster.is_whole, seconds_max=120)
+
+
+def sells_nothing(load, seconds):
+    """Whether no order is sold for so long."""
+    sold = load.sold
+    time.sleep(seconds)
+    return load.sold == sold
