@@ -11,8 +11,8 @@ from server.run.embedded.postgres import EmbeddedPostgres
 from server.run.embedded.system_user import postgres_user
 from server.store import migrations
 from server.store.engine import admin_engine
-from tests.support.clusters import cluster_of, value
 from tests.support.batcher import outcome, run
+from tests.support.clusters import cluster_of, value
 from tests.support.customer import Customer
 from tests.support.orders import order_of
 from tests.support.stack import COMMAND, wait_until
