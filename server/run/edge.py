@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from server.config import Settings
+from server.config import Settings, host_and_port
 from server.errors import OperatorError
 from server.log import log_as_json
 from server.run.docs_page import write_docs_files
@@ -43,6 +43,7 @@ def run(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     async with supervised([Edge(settings, listens)]):
+        log.info("the edge listens on %s", host_and_port(settings.bind, settings.rest_port))
         await asyncio.Event().wait()
 
 

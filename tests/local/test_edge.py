@@ -32,6 +32,8 @@ socket.socket(socket.AF_UNIX).connect(path)
 def edge(tmp_path):
     settings = local_settings(tmp_path / ".data", workers=1)
     with running_server(settings.grpc_port, sell), Up(settings, tmp_path, command="edge") as edge:
+        # Envoy listens a little earlier than its supervisor knows it.
+        edge.until_logged("the edge listens on")
         wait_until(lambda: health(edge) == 200)
         yield edge
 
