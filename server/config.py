@@ -33,6 +33,9 @@ _HOST = r"(?:\[[\w:.%-]+\]|[\w.%-]*)(?::[0-9]*)?"
 _DATABASE_URL = re.compile(
     rf"(?!.*@.*@)postgres(?:ql)?://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?]*)?(?:\?.*)?", re.ASCII
 )
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.I | re.ASCII
+)
 _HTTP_URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?/?", re.ASCII)
 
 
@@ -187,9 +190,16 @@ class Settings(BaseSettings):
     @field_validator("rate_limit_service")
     @classmethod
     def _one_address(cls, service: str | None) -> str | None:
-        if service is not None and len(read_servers(service)) != 1:
-            raise ValueError("must be one address")
+        if service is not None and ("-" in service.rpartition(":")[2] or len(read_servers(service)) != 1):
+            raise ValueError("must be one address, as host:port")
         return service
+
+    @field_validator("grpc_tls_name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        if not _DNS_NAME.fullmatch(name):
+            raise ValueError("must be a DNS name")
+        return name
 
     @field_validator("otlp_endpoint")
     @classmethod

@@ -1,13 +1,17 @@
 """TLS between edges and workers: both sides show a certificate, and a renewed one is used without a restart."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
 from server.certificates import check_certificate
 from server.config import Settings
+from server.errors import OperatorError
+
+log = logging.getLogger(__name__)
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -17,30 +21,37 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """
     if not (settings.grpc_tls_cert and settings.grpc_tls_key and settings.grpc_tls_ca):
         return None
-    check_certificate(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
-    files = _Files([settings.grpc_tls_key, settings.grpc_tls_cert, settings.grpc_tls_ca])
+    files = _Files(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
     renewed: Any = files.renewed  # grpcio also takes None, which its types do not know
     return grpc.dynamic_ssl_server_credentials(files.configuration(), renewed, require_client_authentication=True)
 
 
 class _Files:
-    """The key, the certificate and the certificates of those who sign, as files that may be renewed."""
+    """The certificate, its key and the certificates of those who sign, as files that may be renewed."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    _problem: ClassVar[str] = ""
+    """The last one that was logged. All servers of this process read the same files."""
+
+    def __init__(self, *paths: Path) -> None:
         self._paths = paths
-        self._read: list[bytes] = []
+        self._in_use: Sequence[bytes] = []
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What the files hold now. Raises OSError."""
-        self._read = [path.read_bytes() for path in self._paths]
-        key, chain, ca = self._read
+        """What the files hold now. Raises OSError or OperatorError if they cannot be used."""
+        check_certificate(*self._paths)
+        self._in_use = chain, key, ca = [path.read_bytes() for path in self._paths]
         return grpc.ssl_server_certificate_configuration([(key, chain)], ca)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The same, or None if they are unchanged or missing for a moment. gRPC asks before each new connection."""
+        """The same, or None to go on with those in use. gRPC asks before each new connection."""
+        problem, renewed = "", None
         try:
-            if [path.read_bytes() for path in self._paths] == self._read:
-                return None
-            return self.configuration()
-        except OSError:
-            return None
+            if [path.read_bytes() for path in self._paths] != self._in_use:
+                renewed = self.configuration()
+        except (OSError, OperatorError) as error:
+            problem = str(error)
+        if problem not in ("", _Files._problem):
+            # It is normal while the files are being replaced.
+            log.warning("a renewed certificate cannot be used yet, so the one before stays in use: %s", problem)
+        _Files._problem = problem
+        return renewed

@@ -129,6 +129,18 @@ def serial_of_the_worker(up, authority):
         return wrapped.getpeercert()["serialNumber"]
 
 
+def test_a_certificate_that_cannot_be_used_is_logged_once_and_the_one_before_stays_in_use(up, authority):
+    chain = up.settings.grpc_tls_cert
+    good, before = chain.read_bytes(), serial_of_the_worker(up, authority)
+    chain.write_bytes(b"half a cert")
+    for _ in range(3):
+        assert serial_of_the_worker(up, authority) == before
+    assert up.logs.count("a renewed certificate cannot be used yet") == 1
+    chain.write_bytes(good)
+    assert serial_of_the_worker(up, authority) == before
+    assert order_at_the_edge(up) == 409
+
+
 def test_renewed_certificates_are_used_without_a_restart_and_no_call_fails(up, authority):
     certificates = Certificates.__new__(Certificates)
     certificates.folder = up.settings.grpc_tls_cert.parent

@@ -184,6 +184,20 @@ def test_the_edge_calls_the_workers_of_its_machine_unless_told_otherwise(told, r
     )
 
 
+@pytest.mark.parametrize("addresses", ["10.0.0.1:7,10.0.0.2:7", "10.0.0.1:7-8", "10.0.0.1:7-7"])
+def test_the_rate_limit_service_is_one_address(told, refusal, addresses):
+    assert told(RATE_LIMIT_SERVICE="limits-of-all.example:8081").rate_limit_service
+    assert refusal(RATE_LIMIT_SERVICE=addresses) == (
+        "ORDERNUMBERS_RATE_LIMIT_SERVICE: must be one address, as host:port"
+    )
+
+
+@pytest.mark.parametrize("name", ["two words", "-a", "a..b", "*.example", "a" * 64])
+def test_the_name_of_the_workers_is_a_dns_name(told, refusal, name):
+    assert told(GRPC_TLS_NAME="ordernumbers.internal").grpc_tls_name
+    assert refusal(GRPC_TLS_NAME=name) == "ORDERNUMBERS_GRPC_TLS_NAME: must be a DNS name"
+
+
 def test_workers_that_other_machines_could_call_need_tls(told):
     for exposed in (told(GRPC_BIND="0.0.0.0"), told(GRPC_BIND="::")):
         with pytest.raises(OperatorError, match=r"is open to other machines\. Set ORDERNUMBERS_GRPC_TLS_CERT, "):
