@@ -3,6 +3,7 @@
 It listens on a Unix socket in a private folder, and on no network.
 """
 
+import os
 import signal
 import subprocess
 import threading
@@ -36,11 +37,14 @@ STOP_SECONDS_MAX = 20
 URL_FILE = "postgres.url"
 LOG_FILE = "postgres.log"
 
+# PostgreSQL takes this memory only as it reads pages. A machine with little memory would not reserve more.
+BUFFERS_MB = min(1024, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 // 4)
 SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "700",  # enough for the most workers, with about ten each
-    "shared_buffers": "128MB",
+    # With 128 MB, orders of 10 million numbers cost PostgreSQL a fifth more.
+    "shared_buffers": f"{BUFFERS_MB}MB",
     # Fewer checkpoints write fewer full pages.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
