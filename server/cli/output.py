@@ -45,7 +45,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def progress_bar(doing: str) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show a progress bar on stderr if that is a terminal. Its function takes what is done, how many, and of how many."""
+    """Show a progress bar on stderr if that is a terminal. Yields a function: what is done, how many, of how many."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -271,7 +271,9 @@ OLD = """
 FIRST_ORDER = "SELECT created_at FROM orders WHERE organization_id = :organization_id ORDER BY id LIMIT 1"
 
 ARCHIVED_ENTRIES = """
-    SELECT entry_no AS size, entry_no, balance_micros, entries_until FROM archive WHERE organization_id = :organization_id
+    SELECT entry_no AS size, entry_no, balance_micros, entries_until
+    FROM archive
+    WHERE organization_id = :organization_id
 """
 
 MARK = """
