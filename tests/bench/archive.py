@@ -151,7 +151,7 @@ class Archive:
             yield
         finally:
             self.hold.unlink(missing_ok=True)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=300)
             if process.returncode != 130:
                 console.print(f"it ended with {process.returncode}: {out} {err}")

@@ -14,16 +14,16 @@ FILL = (
     "SET LOCAL session_replication_role = replica",
     """
     CREATE TEMPORARY TABLE old ON COMMIT DROP AS
-    SELECT i, owner.organization_id, owner.id AS api_key_id, created_at, is_live, i / owner.count + 1 AS order_no,
+    SELECT i, owner.organization_id, owner.id AS api_key_id, created_at, is_live, i / keys.count + 1 AS order_no,
       CASE WHEN NOT is_live THEN created_at + pool * step / 2 END AS released_at,
       (overlay(uuid PLACING lpad(to_hex(2 * i), 12, '0') FROM 25))::uuid AS id,
       (overlay(uuid PLACING lpad(to_hex(2 * i + 1), 12, '0') FROM 25))::uuid AS assignment_id,
       '+17' || lpad(CASE WHEN is_live THEN pool + i ELSE i % pool END::text, 9, '0') AS number
-    FROM (
-      SELECT id, organization_id, row_number() OVER (ORDER BY organization_id) - 1 AS k, count(*) OVER () AS count
-      FROM api_key
-    ) owner
-    JOIN generate_series(0, CAST(:orders AS bigint) - 1) AS i ON i % owner.count = k
+    FROM (SELECT count(*) FROM api_key) keys
+    CROSS JOIN generate_series(0, CAST(:orders AS bigint) - 1) AS i
+    JOIN (
+      SELECT id, organization_id, row_number() OVER (ORDER BY organization_id) - 1 AS k FROM api_key
+    ) owner ON k = i % keys.count
     CROSS JOIN LATERAL (
       SELECT greatest(1, :orders / :numbers_each) AS pool, i % :live_every = 0 AS is_live,
         (CAST(:until AS timestamptz) - CAST(:since AS timestamptz)) / :orders AS step
