@@ -7,9 +7,8 @@ What is moved does not change any more, and no call locks it. So no order waits 
 
 - The newest ledger entry of each organization. The table `archive` has the balance before the first one that stays.
 - A ledger entry that does not follow from the one before it, and all after it. The check shall still find that.
-- An order with a number that its organization has, or that was given back later, or that rests.
+- An order with a number that its organization has, or whose rest ended later.
 - An order whose ledger entry stays, or whose response may still be stored under an idempotency key.
-- The newest release of each number. It says until when the number rests.
 - A hold that the row of a number still names.
 """
 
@@ -33,7 +32,7 @@ from server.store.archive_file import ArchiveFile
 AGE_MIN = timedelta(days=90)
 """Younger rows are not archived. No call is under way for so long."""
 STEP_ROWS = 500
-"""The ledger entries, holds or orders that a step looks at. It ends earlier after as many numbers of orders."""
+"""The ledger entries, holds or orders that a step looks at. It ends earlier after as many numbers of them."""
 PAUSE_PER_STEP = 4.0
 """The pause after a step, as a multiple of the step's time. So an archive uses a fifth of one connection."""
 LOCK_SECONDS_MAX = 60
@@ -89,7 +88,9 @@ def archive(engine: Engine, before: datetime, path: Path, progress: Progress = l
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as beside, engine.connect() as connection:
         old = _old(beside, before)
-        if not beside.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one():
+        with connection.begin():  # the lock is the session's: without it there are no steps
+            is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one()
+        if not is_alone:
             raise OperatorError("another archive of this database is running")
         with ArchiveFile(path) as file, _indexes_removed(beside):
             steps = Steps(connection, old, file, progress)
@@ -232,7 +233,8 @@ def _has_old_orders(connection: Connection, organization_id: UUID, old: Old) -> 
 @contextmanager
 def _indexes_removed(connection: Connection) -> Iterator[None]:
     """Remove the indexes at the end, also those of an archive that was killed."""
-    connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS_MAX}s'"))
+    for setting in (f"lock_timeout = '{LOCK_SECONDS_MAX}s'", *NO_TIMEOUTS):
+        connection.execute(text(f"SET {setting}"))
     try:
         try:
             yield
@@ -253,7 +255,10 @@ def _build_indexes(connection: Connection) -> None:
         connection.execute(text(f"ANALYZE {table} (organization_id, order_id)"))
 
 
+# The database or the user may have others. A build takes minutes, and the session that does it is idle before.
+NO_TIMEOUTS = ("statement_timeout = 0", "idle_session_timeout = 0")
 SESSION = (
+    *NO_TIMEOUTS,
     # Each statement reads a few rows of a large table by key, so index nested loops are always right.
     *(f"enable_{plan} = off" for plan in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin")),
     # A deletion that a crash undoes is harmless: the rows are then in the file and in the database.
@@ -283,7 +288,7 @@ MARK = """
       archived_before = greatest(archive.archived_before, excluded.archived_before),
       entry_no = greatest(archive.entry_no, excluded.entry_no),
       balance_micros
-        = CASE WHEN excluded.entry_no > 0 THEN excluded.balance_micros ELSE archive.balance_micros END,
+        = CASE WHEN excluded.entry_no > archive.entry_no THEN excluded.balance_micros ELSE archive.balance_micros END,
       entries_until = greatest(archive.entries_until, excluded.entries_until)
 """
 
@@ -324,13 +329,17 @@ HOLD_MAY_GO = """
 HOLDS = f"""
     SELECT h.id, h.expires_at::text, {HOLD_MAY_GO} AS may_go
     FROM (
-      SELECT *
-      FROM hold
-      WHERE organization_id = :organization_id AND expires_at < :before
-        AND (expires_at, id) > (CAST(:expires_at AS timestamptz), :id)
-      ORDER BY expires_at, id
-      LIMIT :rows
+      SELECT *, sum(cardinality(numbers)) OVER (ORDER BY expires_at, id) - cardinality(numbers) AS numbers_before
+      FROM (
+        SELECT *
+        FROM hold
+        WHERE organization_id = :organization_id AND expires_at < :before
+          AND (expires_at, id) > (CAST(:expires_at AS timestamptz), :id)
+        ORDER BY expires_at, id
+        LIMIT :rows
+      ) page
     ) h
+    WHERE numbers_before < :rows
     ORDER BY h.expires_at, h.id
 """  # noqa: S608  all of it comes from this file
 COUNT_HOLDS = f"SELECT count(*) FROM hold h WHERE organization_id = :organization_id AND {HOLD_MAY_GO}"  # noqa: S608
@@ -366,12 +375,11 @@ ORDER_MAY_GO = """
     AND NOT EXISTS (
       SELECT FROM assignment a
       WHERE a.organization_id = o.organization_id AND a.order_id = o.id
-        AND (
-          a.released_at IS NULL OR a.released_at >= :before OR EXISTS (
-            SELECT FROM phone_number p
-            WHERE p.number = a.number AND p.assignment_id IS NULL AND p.held_by = a.organization_id
-              AND p.rest_until > clock_timestamp()
-          )
+        AND NOT EXISTS (
+          SELECT FROM number_event e
+          WHERE e.number = a.number AND e.kind = 'released'
+            AND (e.organization_id, e.created_at) = (a.organization_id, a.released_at)
+            AND CAST(e.after ->> 'available_at' AS timestamptz) < :before
         )
     )
 """
@@ -401,10 +409,7 @@ DELETE_ORDERS: tuple[Delete, ...] = (
           AND e.number = a.number AND e.organization_id = a.organization_id
           AND (
             e.kind = 'routed' AND e.created_at > a.created_at AND e.created_at <= a.released_at
-            OR e.kind = 'released' AND e.created_at = a.released_at AND EXISTS (
-              SELECT FROM number_event later
-              WHERE later.number = e.number AND later.kind = 'released' AND later.created_at > e.created_at
-            )
+            OR e.kind = 'released' AND e.created_at = a.released_at
           )
         RETURNING to_jsonb(e)::text
         """,

@@ -17,12 +17,14 @@ class ArchiveFile:
         self.path = path
         self._length = 0
         try:
-            # The rows have URLs and labels of customers, so only the file's owner may read them.
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            # Otherwise a crash of the machine may lose the file's name, with all that is in it.
             folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            try:
+                # The rows have URLs and labels of customers, so only the file's owner may read them.
+                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                # Otherwise a crash of the machine may lose the file's name, with all that is in it.
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except FileExistsError:
             raise OperatorError(f"{path} exists already. Each archive needs a new file") from None
         except OSError as error:
@@ -47,7 +49,9 @@ class ArchiveFile:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
+            self._length += len(member)
         except OSError as error:
-            os.ftruncate(self._file, self._length)
             raise OperatorError(f"cannot write {self.path}: {error.strerror}") from None
-        self._length += len(member)
+        finally:
+            # Remove a part of a member, also after Ctrl-C, so that the file can be read to its end.
+            os.ftruncate(self._file, self._length)

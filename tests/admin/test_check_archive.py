@@ -121,3 +121,11 @@ def test_an_archived_order_without_its_assignment_is_still_found(damage, ledger,
         "DELETE FROM assignment WHERE id = (SELECT id FROM assignment ORDER BY id LIMIT 1)",
     )
     assert found == [f"order {orders[0]} has no assignments"]
+
+
+@pytest.mark.parametrize(("days", "is_archived"), [(50, False), (150, True)])
+def test_a_rest_after_the_date_of_the_archive_still_needs_its_release(damage, ledger, customer, days, is_archived):
+    (number,) = customer.numbers(1)
+    rest = "UPDATE phone_number SET rest_until = now() - make_interval(days => :days) WHERE number = :number"
+    found = [each.partition(" until ")[0] for each in damage(rest, number=number, days=days)]
+    assert found == ([] if is_archived else [f"number {number} rests"])

@@ -23,9 +23,12 @@ from tests.bench.sides import IN_FLIGHT, Bench
 from tests.support.old_orders import add_old_orders
 from tests.support.stack import wait_until
 
-TABLES = ("orders", "assignment", "ledger_entry", "number_event", "phone_number")
+TABLES = ("orders", "assignment", "ledger_entry", "number_event")
 NOW = datetime.now(UTC)
-BEFORE = (NOW - timedelta(days=100)).date().isoformat()
+SINCE, UNTIL = NOW - timedelta(days=700), NOW - timedelta(days=95)
+"""When the old orders were made."""
+NUMBERS = 1_000_000
+"""For new orders."""
 
 # The command with other pauses: those before and those after the indexes for orders are built. It takes no step while
 # the file `hold` exists.
@@ -60,20 +63,24 @@ console = Console(width=None if sys.stdout.isatty() else 150)
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.archive", description=__doc__)
     parser.add_argument("--orders", type=int, default=5_000_000, help="old orders in the database (default 5 million)")
+    parser.add_argument("--share", type=float, default=0.1, help="how much of their time is archived (default 0.1)")
     parser.add_argument("--rounds", type=int, default=5, help="how often orders are measured in each phase (default 5)")
     arguments = parser.parse_args()
     effort = Effort(quick=False, rounds=arguments.rounds, seconds=3, warm_seconds=1.2, workers=2)
     with work_folder() as folder, running_postgres(folder) as postgres, ExitStack() as stack:
         bench = Bench(postgres, folder, effort, stack)
-        run(bench, bench.open_database("archive"), arguments.orders)
+        run(bench, bench.open_database("archive", block_numbers=NUMBERS), arguments.orders, arguments.share)
 
 
-def run(bench: Bench, database: BenchDatabase, orders: int) -> None:
+def run(bench: Bench, database: BenchDatabase, orders: int, share: float) -> None:
     with _timed(f"adding {orders:,} old orders"):
-        add_old_orders(database.engine, orders, NOW - timedelta(days=700), NOW - timedelta(days=30))
-    _rows(database, "VACUUM (ANALYZE)")
+        add_old_orders(database.engine, orders, SINCE, UNTIL)
+    with _timed("VACUUM"):
+        _rows(database, "VACUUM (ANALYZE)")
     _print_sizes(database)
-    archive = Archive(bench, database)
+    console.print(f"{_bytes(database) / orders:,.0f} bytes per order")
+    _check(bench)
+    archive = Archive(bench, database, (SINCE + share * (UNTIL - SINCE)).date().isoformat())
     with _timed("--dry-run"):
         console.print(archive.finish("--dry-run"))
     service = bench.stack.enter_context(running_service(bench.folder / "service", database.url, bench.effort.workers))
@@ -102,23 +109,24 @@ def run(bench: Bench, database: BenchDatabase, orders: int) -> None:
         console.print(f"{(archive.rows() - before) / (time.monotonic() - started):,.0f} rows/s with the build")
     files = sum(path.stat().st_size for path in bench.folder.glob("*.gz"))
     console.print(f"{archive.rows():,} rows in files of {files / 2**20:,.0f} MiB")
+    _check(bench)
     _print_sizes(database)
     with _timed("VACUUM"):
         _rows(database, "VACUUM (ANALYZE)")
     _print_sizes(database)
-    with _timed("VACUUM FULL"):
-        for table in TABLES[:-1]:
-            _rows(database, f"VACUUM (FULL, ANALYZE) {table}")
+    made, size = database.orders_made(), _bytes(database)
+    for _ in range(2 * bench.effort.rounds):
+        console.print(f"after it: {_line(sell())}")
+    made, size = database.orders_made() - made, _bytes(database) - size
+    console.print(f"{made:,} new orders, {size / made:,.0f} bytes more each")
     _print_sizes(database)
-    with _timed("check"):
-        console.print(f"violations: {bench.violations()}")
 
 
 def compare(what: str, archive: "Archive", sell: Callable[[], Measure], rounds: int) -> None:
     """Measure orders in turn with the archive held, and beside it."""
     alone: list[Measure] = []
     beside: list[Measure] = []
-    moved = seconds = 0.0
+    moved = seconds = quiet = since = 0.0
     for _ in range(rounds):
         archive.hold.touch()
         time.sleep(0.5)
@@ -128,17 +136,27 @@ def compare(what: str, archive: "Archive", sell: Callable[[], Measure], rounds: 
         beside.append(sell())
         moved, seconds = moved + archive.rows() - before, seconds + time.monotonic() - started
         console.print(f"{what}: held {_line(alone[-1])}   beside {_line(beside[-1])}")
+        time.sleep(1)  # until PostgreSQL has counted
+        quiet, since = quiet - archive.rows(), since - time.monotonic()
+        time.sleep(3)
+        quiet, since = quiet + archive.rows(), since + time.monotonic()
     ratio = median(b.orders_per_second / a.orders_per_second for a, b in zip(alone, beside, strict=True))
     console.print(f"{what}: median of beside / held {ratio:.3f}, moved {moved / seconds:,.0f} rows/s")
+    console.print(f"{what}: without orders {quiet / since:,.0f} rows/s")
+    for name, measures in (("held", alone), ("beside", beside)):
+        p50, p99 = (median(getattr(each, ms) for each in measures) for ms in ("p50_ms", "p99_ms"))
+        orders = median(each.orders_per_second for each in measures)
+        console.print(f"{what}: medians {name}: {orders:,.0f} orders/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 
 
 class Archive:
     """The command on a database."""
 
-    def __init__(self, bench: Bench, database: BenchDatabase) -> None:
+    def __init__(self, bench: Bench, database: BenchDatabase, before: str) -> None:
         self.hold = bench.folder / "hold"
         self._bench = bench
         self._database = database
+        self._before = before
         self._files = 0
 
     @contextmanager
@@ -162,7 +180,7 @@ class Archive:
         return json.loads(out)["rows"] if out else err
 
     def _start(self, before_build: float, after_build: float, *options: str) -> "subprocess.Popen[str]":
-        arguments = [str(before_build), str(after_build), str(self.hold), "--before", BEFORE, *options]
+        arguments = [str(before_build), str(after_build), str(self.hold), "--before", self._before, *options]
         return subprocess.Popen(
             [sys.executable, "-c", ARCHIVE, *arguments],
             env=OURS.environment(database_url=self._database.url),
@@ -183,7 +201,18 @@ class Archive:
 
 
 def _line(measure: Measure) -> str:
-    return f"{measure.orders_per_second:7,.0f} orders/s  p99 {measure.p99_ms:6.1f} ms"
+    times = f"p50 {measure.p50_ms:5.1f}  p99 {measure.p99_ms:6.1f} ms"
+    return f"{measure.orders_per_second:6,.0f} orders/s  {times}  others {measure.others_cores:.1f}"
+
+
+def _check(bench: Bench) -> None:
+    with _timed("check"):
+        console.print(f"violations: {bench.violations()}")
+
+
+def _bytes(database: BenchDatabase) -> int:
+    sizes = "SELECT sum(pg_total_relation_size(name::regclass))::bigint FROM unnest(%s) AS name"
+    return int(_rows(database, sizes, [list(TABLES)])[0][0])
 
 
 def _print_sizes(database: BenchDatabase, indexes: str = "") -> None:
