@@ -210,8 +210,8 @@ def test_an_order_whose_number_was_released_often_since_goes(database, customer,
 
 def test_a_key_whose_response_is_still_stored_sells_no_second_time(database, customer, life, file):
     numbers = customer.numbers(3)
-    kept = order_of(customer, numbers[1], idempotency=Idempotency("k", b"asked"))
     life.release(life.order(numbers[0]))
+    kept = order_of(customer, numbers[1], idempotency=Idempotency("k", b"asked"))
     placed = place(database, kept)
     life.release(kept.assignment_ids[0])
     life.release(life.order(numbers[2]))
@@ -453,7 +453,8 @@ cli.main()
 
 def is_whole(file):
     """Whether gzip can read the file to its end."""
-    return subprocess.run(["gzip", "--test"], stdin=file.open(), check=False).returncode == 0
+    with file.open() as stdin:
+        return subprocess.run(["gzip", "--test"], stdin=stdin, check=False).returncode == 0
 
 
 class Stepwise:
