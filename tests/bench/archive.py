@@ -198,7 +198,8 @@ class Archive:
 
     def indexes(self, condition: str) -> int:
         """How many of the indexes for orders fulfil it."""
-        query = f"SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relname = ANY(%s) AND {condition}"
+        named = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relname = ANY(%s)"
+        query = f"{named} AND {condition}"
         return int(_rows(self._database, query, [[name for name, _ in INDEXES]])[0][0])
 
 
