@@ -12,7 +12,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 from typer.exceptions import TyperException
 
-from server.cli import brand, campaign, database, hold, inventory, key, number, org, running
+from server.cli import archive, brand, campaign, database, hold, inventory, key, number, org, running
 from server.cli.common import describe_database_error
 from server.cli.output import fail
 from server.errors import OperatorError
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (running.up, running.serve, running.edge, database.check):
+for command in (running.up, running.serve, running.edge, database.check, archive.archive):
     app.command()(command)
 for name, group in (
     ("db", database.app),

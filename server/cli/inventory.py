@@ -8,12 +8,12 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.common import Json, database_url, in_transaction
-from server.cli.output import fail, print_result, print_table, print_text
+from server.cli.output import fail, print_result, print_table, print_text, progress_bar
 from server.errors import OperatorError
 from server.store.engine import admin_engine
 
 if TYPE_CHECKING:
-    from server.store.inventory import Imported, Progress
+    from server.store.inventory import Imported
 
 app = typer.Typer(help="Manage the phone numbers for sale.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def import_file(
     from server.store.inventory import import_csv  # noqa: PLC0415
 
     engine = admin_engine(database_url())
-    with _open(file) as lines, _progress_bar() as progress:
+    with _open(file) as lines, progress_bar("checking rows") as progress:
         imported = import_csv(engine, lines, skip_bad=skip_bad, progress=progress)
     counts = {"added": imported.added, "updated": imported.updated, "unchanged": imported.unchanged}
     bad = {"bad_count": imported.bad_count, "bad": [row._asdict() for row in imported.bad]}
@@ -76,18 +76,3 @@ def _open(file: str) -> Iterator[IO[str]]:
         raise OperatorError(f"cannot read {file}: {error.strerror}") from None
     with lines:
         yield lines
-
-
-@contextmanager
-def _progress_bar() -> "Iterator[Progress]":
-    """Show a progress bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("checking rows", total=None)
-        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)

@@ -97,6 +97,7 @@ def history(number: Number, as_json: Json = False) -> None:
     """Show all that happened to a number, oldest first.
 
     Nothing is stored when a hold or a rest ends. These ends are computed, and marked so.
+    What was archived is only in the file of the archive.
     """
     from server.store.history import history as read_history  # noqa: PLC0415
 

@@ -76,5 +76,6 @@ WHAT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "routed": lambda details: f"routed: {_changes(details)}",
     "released": lambda details: f"released, and rests until {format_time(details['available_at'])}",
     "available": lambda _: "available again to every organization",
+    "archived": lambda _: "what is older may be in the file of an archive",
 }
 """By the kind of an event, what happened in words."""

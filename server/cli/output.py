@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any, Never
 
@@ -40,6 +41,21 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(*map(_cell, row.values()))
     # In a pipe, Rich would assume 80 columns and wrap the ids.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a progress bar on stderr if that is a terminal. Yields a function: what is done, how many, of how many."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
 
 
 def format_time(time: datetime | None) -> str | None:

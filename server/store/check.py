@@ -1,7 +1,7 @@
 """The check: do the invariants of numbers, their history, orders, balances and the ledger hold? Are commits durable?
 
 Orders may run during the check and cause no false findings. Most findings come from one statement, which sees one
-snapshot. The others concern rows that are never deleted, and the rows that must exist with them are read later.
+snapshot. The others concern rows that only an archive deletes. The rows that must exist with them are read later.
 
 Each statement reads one range of keys only. A long snapshot would stop vacuum from cleaning up the row of a busy
 organization.

@@ -1,7 +1,7 @@
 """The history of a number: what is stored about it, and what happened by time alone.
 
 Nothing is written when a hold or a rest ends, so those ends are computed here. The purchases are in the orders and
-their assignments. All else is in `number_event`.
+their assignments. All else is in `number_event`. What an archive has taken is not told, only that there may be more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Event(NamedTuple):
 
     at: datetime
     kind: str
-    """One of tables.EVENT_KINDS, or assigned, hold_expired or available."""
+    """One of tables.EVENT_KINDS, or assigned, hold_expired, available or archived."""
     details: Mapping[str, Any] = MappingProxyType({})
     organization_id: UUID | None = None
     api_key_id: UUID | None = None
@@ -45,7 +45,7 @@ class Assigned(NamedTuple):
 
 
 class History(NamedTuple):
-    """All that happened to a number, oldest first."""
+    """What happened to a number, oldest first. Before the event `archived` some of it may be missing."""
 
     imported_at: datetime | None
     """None if a version of the program imported it that did not store the time."""
@@ -66,7 +66,10 @@ def history(connection: Connection, number: str) -> History:
     events = [_event(row) for row in connection.execute(text(EVENTS), named)]
     orders = [_assigned(row) for row in connection.execute(text(ORDERS), named)]
     stored = sorted(chain(events, (_order_event(order, events) for order in orders)), key=_time)
-    return History(found.imported_at, list(with_ends(stored, found.now)))
+    told = list(with_ends(stored, found.now))
+    if found.archived_before and (found.imported_at is None or found.imported_at < found.archived_before):
+        told = _archived(told, found.archived_before)
+    return History(found.imported_at, told)
 
 
 def with_ends(stored: Sequence[Event], now: datetime) -> Iterator[Event]:
@@ -87,6 +90,12 @@ def routing_at_order(order: Assigned, events: Sequence[Event]) -> dict[str, Any]
     for event in sorted(later, key=_time, reverse=True):
         routing |= event.details["before"]
     return routing
+
+
+def _archived(events: Sequence[Event], before: datetime) -> list[Event]:
+    """The events, with a mark where they begin to be complete. Before it an end may have been another one."""
+    known = [event for event in events if event.at >= before or not event.is_computed]
+    return sorted([*known, Event(before, "archived")], key=_time)
 
 
 class _Kept:
@@ -155,7 +164,11 @@ def _time(event: Event) -> datetime:
     return event.at
 
 
-NUMBER = "SELECT imported_at, clock_timestamp() AS now FROM phone_number WHERE number = :number"
+NUMBER = """
+    SELECT imported_at, clock_timestamp() AS now, (SELECT max(archived_before) FROM archive) AS archived_before
+    FROM phone_number
+    WHERE number = :number
+"""
 
 EVENTS = """
     SELECT id, kind, organization_id, api_key_id, request_id, before, after, created_at

@@ -111,6 +111,10 @@ LEDGER = TableCheck(
                 SELECT FROM ledger_entry previous
                 WHERE previous.organization_id = ledger_entry.organization_id
                   AND previous.entry_no = ledger_entry.entry_no - 1
+              ) AND NOT EXISTS (
+                SELECT FROM archive
+                WHERE archive.organization_id = ledger_entry.organization_id
+                  AND archive.entry_no >= ledger_entry.entry_no - 1
               )
             ORDER BY organization_id, entry_no
             """,
@@ -126,12 +130,42 @@ LEDGER = TableCheck(
                   FROM ledger_entry previous
                   WHERE previous.organization_id = ledger_entry.organization_id
                     AND previous.entry_no = ledger_entry.entry_no - 1
+                  UNION ALL
+                  SELECT archive.balance_micros
+                  FROM archive
+                  WHERE archive.organization_id = ledger_entry.organization_id
+                    AND archive.entry_no = ledger_entry.entry_no - 1
+                  LIMIT 1
                 ) END AS previous_micros
               FROM ledger_entry
               WHERE {in_range}
             ) entry
             WHERE balance_micros <> previous_micros + amount_micros
             ORDER BY organization_id, entry_no
+            """,
+        ),
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} exists,"
+            " although the entries up to {archived_no} are archived",
+            """
+            SELECT organization_id, entry_no, archived_no
+            FROM ledger_entry JOIN (
+              SELECT archive.organization_id, archive.entry_no AS archived_no FROM archive
+            ) archived USING (organization_id)
+            WHERE {in_range} AND entry_no <= archived_no
+            ORDER BY organization_id, entry_no
+            """,
+        ),
+        # An order is as old as its ledger entry.
+        Invariant(
+            "ledger of organization {organization_id}: entry {entry_no} charges for order {order_id},"
+            " whose entry is archived",
+            """
+            SELECT organization_id, ledger_entry.entry_no, order_id
+            FROM ledger_entry JOIN archive USING (organization_id) JOIN orders o USING (organization_id)
+            WHERE {in_range} AND o.id = order_id
+              AND o.created_at <= archive.entries_until AND ledger_entry.created_at > archive.entries_until
+            ORDER BY organization_id, ledger_entry.entry_no
             """,
         ),
         Invariant(

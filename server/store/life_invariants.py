@@ -4,6 +4,8 @@ A write commits together with its events. So each statement, which sees one snap
 
 Holds and rests end by time alone, and nothing changes in the database when they do. Only one invariant compares with
 the clock. It does so after its snapshot was taken. If a rest has not ended by then, it had not in the snapshot.
+
+The release of a rest that ended before an archive's date may be in the file.
 """
 
 from server.store.invariants import Invariant, TableCheck
@@ -65,6 +67,7 @@ KEPT_NUMBERS = TableCheck(
             ) last ON true
             WHERE {in_range} AND assignment_id IS NULL AND rest_until IS NOT NULL
               AND rest_until IS DISTINCT FROM last.available_at
+              AND rest_until >= (SELECT coalesce(max(archived_before), '-infinity') FROM archive)
             ORDER BY number
             """,
         ),

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
+from server.store import indexes
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ PAUSE_SECONDS = 0.5
 LOCK_SECONDS_MAX = 60.0
 """How long a build waits for another build, or for a transaction that is older than it."""
 
-SEARCH = ("phone_number_search", "btree (number_type, sms_enabled, mms_enabled, number)")
-DIGITS = ("phone_number_digits", "gin (number gin_trgm_ops)")
+SEARCH = ("phone_number_search", "phone_number USING btree (number_type, sms_enabled, mms_enabled, number)")
+DIGITS = ("phone_number_digits", "phone_number USING gin (number gin_trgm_ops)")
 EXTENSION = "pg_trgm"
 
 IN_USE = (
@@ -42,9 +43,9 @@ def build(engine: Engine) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection, _alone(connection):
         connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS_MAX:.0f}s'"))
         try:
-            _build(connection, *SEARCH)
+            indexes.build(connection, *SEARCH)
             if _has_extension(connection):
-                _build(connection, *DIGITS)
+                indexes.build(connection, *DIGITS)
         except DBAPIError as error:
             if isinstance(error.orig, LockNotAvailable):
                 raise OperatorError(IN_USE) from None
@@ -64,17 +65,6 @@ def _alone(connection: Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute(text(f"SELECT pg_advisory_unlock({BUILD_LOCK})"))
-
-
-def _build(connection: Connection, name: str, definition: str) -> None:
-    valid = connection.execute(
-        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": name}
-    ).scalar_one_or_none()
-    if valid:
-        return
-    if valid is False:  # a build that was ended leaves an index that is not used
-        connection.execute(text(f"DROP INDEX CONCURRENTLY {name}"))
-    connection.execute(text(f"CREATE INDEX CONCURRENTLY {name} ON phone_number USING {definition}"))
 
 
 def _has_extension(connection: Connection) -> bool:

@@ -1,6 +1,6 @@
 """A part of the check: each stored response is a success of its RPC. That of an order has exactly its assignments.
 
-Assignments are never deleted. So they may be read after the responses, in other statements.
+The assignments of an order exist as long as its stored response. So they may be read after it, in other statements.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

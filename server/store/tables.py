@@ -295,3 +295,16 @@ number_event = Table(
     PrimaryKeyConstraint("number", "id", name="number_event_pkey"),
     CheckConstraint(_one_of("kind", EVENT_KINDS), name="number_event_kind_known"),
 )
+
+# What `ordernumbers archive` has moved from the database to a file. No row: nothing yet.
+archive = Table(
+    "archive",
+    metadata,
+    Column("organization_id", Uuid, nullable=False),
+    Column("archived_before", Instant, nullable=False),  # rows that are older may be gone
+    Column("entry_no", BigInteger, nullable=False, server_default=text("0")),  # of the last ledger entry that is gone
+    Column("balance_micros", BigInteger, nullable=False, server_default=text("0")),  # the balance after that entry
+    Column("entries_until", Instant),  # the latest creation of a ledger entry that is gone
+    PrimaryKeyConstraint("organization_id", name="archive_pkey"),
+    ForeignKeyConstraint(["organization_id"], ["organization.id"], name="archive_organization_fkey"),
+)

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.mutants import of_numbers, of_orders, of_writes
+from tests.mutants import of_archive, of_numbers, of_orders, of_writes
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 RUN_SECONDS_MAX = 600
 PARTS = ("server", "gen", "envoy", "protos", "tests", "pyproject.toml", "README.md", "Makefile")
-MUTANTS = (*of_orders.MUTANTS, *of_numbers.MUTANTS, *of_writes.MUTANTS)
+MUTANTS = (*of_orders.MUTANTS, *of_numbers.MUTANTS, *of_writes.MUTANTS, *of_archive.MUTANTS)
 
 
 def main() -> int:

@@ -96,6 +96,7 @@ def all_rows(customer: Customer) -> list[str]:
 
 PASS = (
     "UPDATE orders SET created_at = created_at - :by WHERE organization_id = :id",
+    "UPDATE ledger_entry SET created_at = created_at - :by WHERE organization_id = :id",
     """
     UPDATE assignment
     SET created_at = created_at - :by, updated_at = updated_at - :by, released_at = released_at - :by

@@ -1,0 +1,433 @@
+"""Moves old rows from the database to a file: ledger entries, ended holds, and orders whose numbers were given back.
+
+Each step is a short transaction. It deletes rows, writes them to the file, waits until they are on disk, and commits.
+So every row is in the file or in the database. After a crash some are in both, and the next archive moves them again.
+
+What is moved does not change any more, and no call locks it. So no order waits for a step. These rows stay:
+
+- The newest ledger entry of each organization. The table `archive` has the balance before the first one that stays.
+- A ledger entry that does not follow from the one before it, and all after it. The check shall still find that.
+- An order with a number that its organization has, or whose rest ended later.
+- An order whose ledger entry stays, or whose response may still be stored under an idempotency key.
+- A hold that the row of a number still names.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from server.errors import OperatorError
+from server.store import indexes
+from server.store.archive_file import ArchiveFile
+
+AGE_MIN = timedelta(days=90)
+"""Younger rows are not archived. No call is under way for so long."""
+STEP_ROWS = 500
+"""The ledger entries, holds or orders that a step looks at. It ends earlier after as many numbers of them."""
+PAUSE_PER_STEP = 4.0
+"""The pause after a step, as a multiple of the step's time. So an archive uses a fifth of one connection."""
+LOCK_SECONDS_MAX = 60
+"""How long the build of an index waits for older transactions."""
+ARCHIVE_LOCK = 6_733_665
+"""The advisory lock of an archive, so that two never run at the same time."""
+
+# PostgreSQL looks for the assignments and the ledger entry of each order that is deleted. An index for that would make
+# every order slower. So there is one only while orders are archived.
+INDEXES = (
+    ("archive_assignment_order", "assignment USING btree (order_id)"),
+    ("archive_ledger_entry_order", "ledger_entry USING btree (order_id)"),
+)
+IN_USE = (
+    "not all was archived, because another transaction was in the way for too long: "
+    "run it again after the oldest transaction in pg_stat_activity has ended"
+)
+
+TABLES = ("orders", "assignment", "ledger_entry", "hold", "number_event")
+
+Counts = dict[str, int]
+"""The count of rows by table."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is done, the count of rows done, and None."""
+Delete = tuple[str, str]
+"""A table, and a statement that deletes rows of it and returns them as JSON."""
+T = TypeVar("T")
+
+
+class Old(NamedTuple):
+    """What is old. Orders have a time of their own, because the response of an old one may still be stored."""
+
+    before: datetime
+    orders_before: datetime
+
+
+class Entries(NamedTuple):
+    """Ledger entries that follow each other: how many, the number and the balance of the last, the latest creation."""
+
+    size: int
+    entry_no: int
+    balance_micros: int
+    until: datetime | None
+
+
+NO_ENTRIES = Entries(0, 0, 0, None)
+
+
+def archive(engine: Engine, before: datetime, path: Path, progress: Progress = lambda *_: None) -> Counts:
+    """Move what is older than `before` to the new file `path`. Return how many rows of each table were moved.
+
+    Raises OperatorError if `before` is too young, the file cannot be written, or another archive runs.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as beside, engine.connect() as connection:
+        old = _old(beside, before)
+        with connection.begin():  # the lock is the session's: without it there are no steps
+            is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one()
+        if not is_alone:
+            raise OperatorError("another archive of this database is running")
+        with ArchiveFile(path) as file, _indexes_removed(beside):
+            steps = Steps(connection, old, file, progress)
+            organizations = _organizations(beside)
+            for organization_id in organizations:
+                steps.archive_ledger(organization_id)
+                steps.archive_holds(organization_id)
+            with_old_orders = [each for each in organizations if _has_old_orders(beside, each, old)]
+            if with_old_orders:
+                _build_indexes(beside)
+            for organization_id in with_old_orders:
+                steps.archive_orders(organization_id)
+        return steps.counts
+
+
+def count(engine: Engine, before: datetime) -> Counts:
+    """Count what `archive` would move, without the events. It only reads, so it may run on a standby.
+
+    It reads the orders of an organization in one statement, which takes minutes for many millions.
+    """
+    counts: Counts = {"orders": 0, "assignment": 0, "ledger_entry": 0, "hold": 0}
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        old = _old(connection, before)
+        for organization_id in _organizations(connection):
+            last = _archived_entries(connection, organization_id)
+            while (entries := _next_entries(connection, organization_id, old, last)).size:
+                counts["ledger_entry"] += entries.size
+                last = entries
+            named = {"organization_id": organization_id, **old._asdict(), **last._asdict()}
+            for table, query in (("hold", COUNT_HOLDS), ("orders", COUNT_ORDERS), ("assignment", COUNT_ASSIGNMENTS)):
+                counts[table] += connection.execute(text(query), named).scalar_one()
+    return counts
+
+
+class Steps:
+    """The steps of an archive. Each is one transaction, with a pause after it."""
+
+    def __init__(self, connection: Connection, old: Old, file: ArchiveFile, progress: Progress) -> None:
+        self.counts: Counts = dict.fromkeys(TABLES, 0)
+        self._connection = connection
+        self._old = old
+        self._file = file
+        self._progress = progress
+        with connection.begin():
+            for setting in SESSION:
+                connection.execute(text(f"SET {setting}"))
+
+    def archive_ledger(self, organization_id: UUID) -> None:
+        """Move the oldest ledger entries, in their order."""
+        with self._connection.begin():
+            archived = _archived_entries(self._connection, organization_id)
+        self._run(partial(self._archive_entries, organization_id), archived)
+
+    def archive_holds(self, organization_id: UUID) -> None:
+        """Move the holds that have ended, with their events."""
+        self._run(partial(self._archive_holds, organization_id), ("-infinity", UUID(int=0)))
+
+    def archive_orders(self, organization_id: UUID) -> None:
+        """Move orders with their assignments, and with the events of these."""
+        with self._connection.begin():
+            archived = _archived_entries(self._connection, organization_id)
+        self._run(partial(self._archive_orders, organization_id, archived), UUID(int=0))
+
+    def _run(self, step: Callable[[T], T | None], start: T) -> None:
+        """Repeat the step. Each takes what the one before it has returned. The last one returns None."""
+        after: T | None = start
+        while after is not None:
+            started = time.monotonic()
+            with self._connection.begin():
+                after = step(after)
+            self._progress("archiving", sum(self.counts.values()), None)
+            time.sleep(PAUSE_PER_STEP * (time.monotonic() - started))
+
+    def _archive_entries(self, organization_id: UUID, after: Entries) -> Entries | None:
+        entries = _next_entries(self._connection, organization_id, self._old, after)
+        if not entries.size:
+            return None
+        named = {"organization_id": organization_id, "after": after.entry_no, "upto": entries.entry_no}
+        self._move(named, (("ledger_entry", DELETE_ENTRIES),), entries)
+        return entries
+
+    def _archive_holds(self, organization_id: UUID, after: tuple[str, UUID]) -> tuple[str, UUID] | None:
+        named = {"organization_id": organization_id, "before": self._old.before, "rows": STEP_ROWS}
+        page = self._connection.execute(text(HOLDS), {**named, "expires_at": after[0], "id": after[1]}).all()
+        self._move_some(organization_id, [row.id for row in page if row.may_go], DELETE_HOLDS)
+        return (page[-1].expires_at, page[-1].id) if page else None
+
+    def _archive_orders(self, organization_id: UUID, archived: Entries, after: UUID) -> UUID | None:
+        named = {"organization_id": organization_id, "after": after, "rows": STEP_ROWS}
+        page = self._connection.execute(text(ORDERS), {**self._old._asdict(), **archived._asdict(), **named}).all()
+        self._move_some(organization_id, [row.id for row in page if row.may_go], DELETE_ORDERS)
+        # The ids are UUIDv7, so they are in the order of time.
+        return page[-1].id if any(row.is_old for row in page) else None
+
+    def _move_some(self, organization_id: UUID, ids: list[UUID], deletes: tuple[Delete, ...]) -> None:
+        if ids:
+            self._move({"organization_id": organization_id, "ids": ids}, deletes)
+
+    def _move(self, named: dict[str, Any], deletes: tuple[Delete, ...], entries: Entries = NO_ENTRIES) -> None:
+        """Delete rows, and write them to the file."""
+        lines: list[str] = []
+        for table, statement in deletes:
+            rows = self._connection.execute(text(statement), named).scalars().all()
+            lines += (f'{{"table": "{table}", "row": {row}}}' for row in rows)
+            self.counts[table] += len(rows)
+        mark = {"organization_id": named["organization_id"], "before": self._old.before, **entries._asdict()}
+        self._connection.execute(text(MARK), mark)
+        self._file.write(lines)
+
+
+def _old(connection: Connection, before: datetime) -> Old:
+    """What is older than `before`. Raises OperatorError if that is too young."""
+    found = connection.execute(text(OLD), {"before": before}).one()
+    if before > found.now - AGE_MIN:
+        raise OperatorError(f"{before:%Y-%m-%d} is too young: it must be at least {AGE_MIN.days} days ago")
+    return Old(before, found.orders_before)
+
+
+def _organizations(connection: Connection) -> list[UUID]:
+    return list(connection.execute(text("SELECT id FROM organization ORDER BY id")).scalars())
+
+
+def _archived_entries(connection: Connection, organization_id: UUID) -> Entries:
+    """All ledger entries that are archived."""
+    row = connection.execute(text(ARCHIVED_ENTRIES), {"organization_id": organization_id}).one_or_none()
+    return NO_ENTRIES if row is None else Entries(*row)
+
+
+def _next_entries(connection: Connection, organization_id: UUID, old: Old, after: Entries) -> Entries:
+    """The ledger entries after those that can be archived in one step."""
+    named = {"organization_id": organization_id, "before": old.before, "rows": STEP_ROWS}
+    return Entries(*connection.execute(text(ENTRIES), {**after._asdict(), **named}).one())
+
+
+def _has_old_orders(connection: Connection, organization_id: UUID, old: Old) -> bool:
+    first = connection.execute(text(FIRST_ORDER), {"organization_id": organization_id}).scalar_one_or_none()
+    return first is not None and first < old.orders_before
+
+
+@contextmanager
+def _indexes_removed(connection: Connection) -> Iterator[None]:
+    """Remove the indexes at the end, also those of an archive that was killed."""
+    for setting in (f"lock_timeout = '{LOCK_SECONDS_MAX}s'", *NO_TIMEOUTS):
+        connection.execute(text(f"SET {setting}"))
+    try:
+        try:
+            yield
+        finally:
+            for name, _ in INDEXES:
+                indexes.drop(connection, name)
+    except DBAPIError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            raise OperatorError(IN_USE) from None
+        raise
+
+
+def _build_indexes(connection: Connection) -> None:
+    for index in INDEXES:
+        indexes.build(connection, *index)
+    # So that the planner knows how few rows have the same order_id.
+    for table in ("assignment", "ledger_entry"):
+        connection.execute(text(f"ANALYZE {table} (organization_id, order_id)"))
+
+
+# The database or the user may have others. A build takes minutes, and the session that does it is idle before.
+NO_TIMEOUTS = ("statement_timeout = 0", "idle_session_timeout = 0")
+SESSION = (
+    *NO_TIMEOUTS,
+    # Each statement reads a few rows of a large table by key, so index nested loops are always right.
+    *(f"enable_{plan} = off" for plan in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin")),
+    # A deletion that a crash undoes is harmless: the rows are then in the file and in the database.
+    "synchronous_commit = off",
+    "lock_timeout = '5s'",
+    "idle_in_transaction_session_timeout = '60s'",
+)
+
+# A stored response is not older than its order.
+OLD = """
+    SELECT clock_timestamp() AS now, least(CAST(:before AS timestamptz), min(created_at)) AS orders_before
+    FROM idempotency_key
+"""
+
+FIRST_ORDER = "SELECT created_at FROM orders WHERE organization_id = :organization_id ORDER BY id LIMIT 1"
+
+ARCHIVED_ENTRIES = """
+    SELECT entry_no AS size, entry_no, balance_micros, entries_until
+    FROM archive
+    WHERE organization_id = :organization_id
+"""
+
+MARK = """
+    INSERT INTO archive (organization_id, archived_before, entry_no, balance_micros, entries_until)
+    VALUES (:organization_id, :before, :entry_no, :balance_micros, :until)
+    ON CONFLICT (organization_id) DO UPDATE SET
+      archived_before = greatest(archive.archived_before, excluded.archived_before),
+      entry_no = greatest(archive.entry_no, excluded.entry_no),
+      balance_micros
+        = CASE WHEN excluded.entry_no > archive.entry_no THEN excluded.balance_micros ELSE archive.balance_micros END,
+      entries_until = greatest(archive.entries_until, excluded.entries_until)
+"""
+
+ENTRIES = """
+    SELECT count(*), coalesce(max(entry_no), 0), coalesce((array_agg(balance_micros ORDER BY entry_no DESC))[1], 0),
+      greatest(max(created_at), CAST(:until AS timestamptz))
+    FROM (
+      SELECT *, bool_and(follows AND created_at < :before) OVER (ORDER BY entry_no) AS may_go
+      FROM (
+        SELECT entry_no, balance_micros, created_at,
+          entry_no = lag(entry_no, 1, CAST(:entry_no AS bigint)) OVER (ORDER BY entry_no) + 1
+          AND balance_micros
+            = lag(balance_micros, 1, CAST(:balance_micros AS bigint)) OVER (ORDER BY entry_no) + amount_micros
+          AS follows
+        FROM (
+          SELECT *
+          FROM ledger_entry
+          WHERE organization_id = :organization_id AND entry_no > :entry_no
+          ORDER BY entry_no
+          LIMIT :rows
+        ) page
+      ) entry
+    ) entry
+    WHERE may_go AND entry_no < (SELECT max(entry_no) FROM ledger_entry WHERE organization_id = :organization_id)
+"""
+DELETE_ENTRIES = """
+    DELETE FROM ledger_entry
+    WHERE organization_id = :organization_id AND entry_no > :after AND entry_no <= :upto
+    RETURNING to_jsonb(ledger_entry)::text
+"""
+
+HOLD_MAY_GO = """
+    h.expires_at < :before AND NOT EXISTS (
+      SELECT FROM phone_number p
+      WHERE p.number = ANY (h.numbers) AND (p.held_by, p.hold_id) = (h.organization_id, h.id)
+    )
+"""
+HOLDS = f"""
+    SELECT h.id, h.expires_at::text, {HOLD_MAY_GO} AS may_go
+    FROM (
+      SELECT *, sum(cardinality(numbers)) OVER (ORDER BY expires_at, id) - cardinality(numbers) AS numbers_before
+      FROM (
+        SELECT *
+        FROM hold
+        WHERE organization_id = :organization_id AND expires_at < :before
+          AND (expires_at, id) > (CAST(:expires_at AS timestamptz), :id)
+        ORDER BY expires_at, id
+        LIMIT :rows
+      ) page
+    ) h
+    WHERE numbers_before < :rows
+    ORDER BY h.expires_at, h.id
+"""  # noqa: S608  all of it comes from this file
+COUNT_HOLDS = f"SELECT count(*) FROM hold h WHERE organization_id = :organization_id AND {HOLD_MAY_GO}"  # noqa: S608
+DELETE_HOLDS: tuple[Delete, ...] = (
+    (
+        "number_event",
+        """
+        DELETE FROM number_event e
+        USING hold h
+        WHERE h.organization_id = :organization_id AND h.id = ANY (CAST(:ids AS uuid[]))
+          AND e.number = ANY (h.numbers) AND e.organization_id = h.organization_id
+          AND (e.kind = 'held' AND e.id = h.id OR e.kind = 'hold_released' AND e.created_at = h.released_at)
+        RETURNING to_jsonb(e)::text
+        """,
+    ),
+    (
+        "hold",
+        """
+        DELETE FROM hold
+        WHERE organization_id = :organization_id AND id = ANY (CAST(:ids AS uuid[]))
+        RETURNING to_jsonb(hold)::text
+        """,
+    ),
+)
+
+# `entry_no` and `until` are of the last ledger entry that is archived before. An order is as old as its entry.
+ORDER_MAY_GO = """
+    o.created_at < :orders_before AND o.created_at <= CAST(:until AS timestamptz)
+    AND NOT EXISTS (
+      SELECT FROM ledger_entry l
+      WHERE l.organization_id = o.organization_id AND l.order_id = o.id AND l.entry_no > :entry_no
+    )
+    AND NOT EXISTS (
+      SELECT FROM assignment a
+      WHERE a.organization_id = o.organization_id AND a.order_id = o.id
+        AND NOT EXISTS (
+          SELECT FROM number_event e
+          WHERE e.number = a.number AND e.kind = 'released'
+            AND (e.organization_id, e.created_at) = (a.organization_id, a.released_at)
+            AND CAST(e.after ->> 'available_at' AS timestamptz) < :before
+        )
+    )
+"""
+ORDERS = f"""
+    SELECT o.id, o.created_at < :orders_before AS is_old, {ORDER_MAY_GO} AS may_go
+    FROM (
+      SELECT *, sum(coalesce(number_count, 100)) OVER (ORDER BY id) - coalesce(number_count, 100) AS numbers_before
+      FROM (
+        SELECT * FROM orders WHERE organization_id = :organization_id AND id > :after ORDER BY id LIMIT :rows
+      ) page
+    ) o
+    WHERE numbers_before < :rows
+    ORDER BY o.id
+"""  # noqa: S608
+OLD_ORDERS = f"SELECT o.id FROM orders o WHERE o.organization_id = :organization_id AND {ORDER_MAY_GO}"  # noqa: S608
+COUNT_ORDERS = f"SELECT count(*) FROM ({OLD_ORDERS}) old"  # noqa: S608
+COUNT_ASSIGNMENTS = f"""
+    SELECT count(*) FROM assignment WHERE organization_id = :organization_id AND order_id IN ({OLD_ORDERS})
+"""  # noqa: S608
+DELETE_ORDERS: tuple[Delete, ...] = (
+    (
+        "number_event",
+        """
+        DELETE FROM number_event e
+        USING assignment a
+        WHERE a.organization_id = :organization_id AND a.order_id = ANY (CAST(:ids AS uuid[]))
+          AND e.number = a.number AND e.organization_id = a.organization_id
+          AND (
+            e.kind = 'routed' AND e.created_at > a.created_at AND e.created_at <= a.released_at
+            OR e.kind = 'released' AND e.created_at = a.released_at
+          )
+        RETURNING to_jsonb(e)::text
+        """,
+    ),
+    (
+        "assignment",
+        """
+        DELETE FROM assignment
+        WHERE organization_id = :organization_id AND order_id = ANY (CAST(:ids AS uuid[]))
+        RETURNING to_jsonb(assignment)::text
+        """,
+    ),
+    (
+        "orders",
+        """
+        DELETE FROM orders
+        WHERE organization_id = :organization_id AND id = ANY (CAST(:ids AS uuid[]))
+        RETURNING to_jsonb(orders)::text
+        """,
+    ),
+)
