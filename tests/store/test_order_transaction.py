@@ -22,6 +22,7 @@ from server.store.transaction import Limits, OutcomeUnknown
 from tests.store.conftest import in_disorder
 from tests.support.customer import Customer
 from tests.support.orders import order_of
+from tests.support.retries import retried
 from tests.support.stack import wait_until
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
@@ -36,10 +37,14 @@ def carry_out(database, *batches, meanwhile=None, limits=LIMITS, **options):
 
     async def run():
         connection = await connect(database.url, Settings(), orders.STATEMENTS)
+
+        def attempt(batch):
+            return retried(connection, lambda: place(connection, batch, limits, **options))
+
         try:
             if meanwhile:
                 meanwhile(connection)
-            return [await place(connection, batch, limits, **options) for batch in batches]
+            return [await attempt(batch) for batch in batches]
         finally:
             await connection.close()
 
