@@ -72,6 +72,7 @@ def test_orders_of_the_same_few_numbers_are_placed_once_or_refused(database, cus
     assert len(sold) == len(set(sold))
     assert set(sold) == set().union(*(each.owned() for each in customers))
     assert sum(len(each.owned()) for each in customers) == len(sold)
+    print(f"{conflicts() - before:.0f} transactions of {len(orders)} orders failed by a conflict")
     assert conflicts() > before
 
 
