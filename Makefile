@@ -9,11 +9,11 @@ SBOM ?= dist/sbom.json
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIN = $(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help run ha test test-fast check fmt test-faults test-ha test-mutants test-versions bench gen lint check-gen pins sbom \
-  clean
+.PHONY: help run ha test test-fast check fmt test-faults test-ha test-mutants test-versions test-serializable bench gen lint \
+  check-gen pins sbom clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## run everything on this machine: PostgreSQL, servers, Envoy, a demo organization
 	@exec $(BIN)/ordernumbers up
@@ -43,6 +43,9 @@ test-ha: $(READY) ## break the hosts of `make ha` under load, in 30 minutes, and
 
 test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 14 to 18 and Python 3.11 to 3.13
 	$(RUN) python -m tests.versions
+
+test-serializable: $(READY) ## run the tests of store, concurrency, admin commands and contract at SERIALIZABLE
+	$(RUN) ORDERNUMBERS_ISOLATION=serializable pytest -n 3 tests/store tests/concurrency tests/admin tests/contract
 
 bench: $(READY) ## measure orders against PostgreSQL's own benchmark, in half an hour (QUICK=1: in 2 minutes)
 	$(RUN) python -m tests.bench $(if $(QUICK),--quick)

@@ -30,10 +30,11 @@ from server.messages import order_response
 from server.one_by_one import OneByOne
 from server.pending import PendingWrite, Queue
 from server.rules.values import Decision, Order, Replayed, Retry
+from server.store.conflicts import CONFLICTS
 from server.store.connection import DatabaseAway
 from server.store.orders import STATEMENTS, place, place_alone
 from server.store.transaction import OutcomeUnknown
-from server.write_connection import CONFLICTS, WriteConnection
+from server.write_connection import WriteConnection
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import re
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     """How long one attempt waits for a row that another transaction has locked."""
     transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
     """Longest time for the transaction of an order or another write."""
+    isolation: Literal["read committed", "serializable"] = "read committed"
+    """Isolation level of every transaction. `serializable` is for engines that have no other."""
     idle_in_transaction_timeout_ms: Count = 5000
     """How long a worker may be frozen in a transaction. Then PostgreSQL ends it, which frees its rows."""
     connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000

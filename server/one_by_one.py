@@ -15,9 +15,10 @@ from server.config import Settings
 from server.errors import Code, Refusal
 from server.pending import PendingWrite, Queue, Stage
 from server.rules.values import Retry
+from server.store.conflicts import CONFLICTS
 from server.store.connection import DatabaseAway, PipelinedConnection
 from server.store.transaction import InProgress, Limits, OutcomeUnknown
-from server.write_connection import CONFLICTS, LOCKED_OUT, WriteConnection
+from server.write_connection import LOCKED_OUT, WriteConnection
 
 log = logging.getLogger(__name__)
 

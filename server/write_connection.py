@@ -11,6 +11,7 @@ from psycopg import errors
 from server import metrics, tracing
 from server.config import Settings
 from server.pending import SEND_SECONDS_MIN, PendingWrite
+from server.store.conflicts import CONFLICTS
 from server.store.connection import (
     IDLE_CHECK_SECONDS_MAX,
     DatabaseAway,
@@ -24,9 +25,7 @@ log = logging.getLogger(__name__)
 
 FIND_RUNNING = load("session", "find_running")
 
-# Another transaction was in the way. Ours left nothing behind, so the whole of it may run again.
-CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
-# The same, but the other transaction may stay for long.
+# Another transaction was in the way as well, and it may stay for long.
 LOCKED_OUT = (errors.LockNotAvailable, errors.QueryCanceled)
 # After these a rollback makes the connection as good as before. After any other error it is closed.
 HARMLESS = (*CONFLICTS, *LOCKED_OUT, InProgress, psycopg.IntegrityError)

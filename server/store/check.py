@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from server.store import invariants, life_invariants
+from server.store.engine import execute_alone
 from server.store.invariants import TableCheck
 from server.store.pairing import wrong_orders
 from server.store.stored_responses import wrong_responses
@@ -65,10 +66,10 @@ def durability(engine: Engine) -> list[str]:
 
 def _violations_in(connection: Connection, table: TableCheck) -> Iterator[str]:
     in_range = f"{_columns(table)} > {_values('after', table)} AND {_columns(table)} <= {_values('upto', table)}"
-    statements = [(invariant.finding, text(invariant.sql.format(in_range=in_range))) for invariant in table.invariants]
+    statements = [(invariant.finding, invariant.sql.format(in_range=in_range)) for invariant in table.invariants]
     for bounds in _ranges(connection, table):
         for finding, sql in statements:
-            for row in connection.execute(sql, bounds).mappings():
+            for row in execute_alone(connection, sql, bounds).mappings():
                 yield finding.format(**row)
 
 
@@ -76,7 +77,7 @@ def _ranges(connection: Connection, table: TableCheck) -> Iterator[dict[str, Any
     """Return the bounds of each range of keys: greater than `after_…` and at most `upto_…`."""
     columns = ", ".join(table.key)
     # Reads the last key of the next RANGE_ROWS rows.
-    sql = text(f"""
+    sql = f"""
         SELECT {columns}
         FROM (
           SELECT {columns}
@@ -87,9 +88,9 @@ def _ranges(connection: Connection, table: TableCheck) -> Iterator[dict[str, Any
         ) next_rows
         ORDER BY {", ".join(f"{column} DESC" for column in table.key)}
         LIMIT 1
-    """)  # noqa: S608  all names in it come from this file
+    """  # noqa: S608  all names in it come from this file
     after = {f"after_{column}": _BEFORE_ALL_KEYS[column] for column in table.key}
-    while row := connection.execute(sql, after).mappings().one_or_none():
+    while row := execute_alone(connection, sql, after).mappings().one_or_none():
         yield after | {f"upto_{column}": row[column] for column in table.key}
         after = {f"after_{column}": row[column] for column in table.key}
 

@@ -100,6 +100,8 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
 def _session(settings: Settings) -> dict[str, str]:
     """The session's settings. The database may have other defaults, and an order must not depend on them."""
     return {
+        # An order must see what the transaction that it waited for has written, or fail with a serialization failure.
+        "default_transaction_isolation": settings.isolation,
         "statement_timeout": milliseconds(settings.transaction_max_ms),
         "idle_in_transaction_session_timeout": milliseconds(settings.idle_in_transaction_timeout_ms),
         # Every statement reads a few rows of a large table by key, so an index nested loop is always right.

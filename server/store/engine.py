@@ -1,29 +1,26 @@
 """The SQLAlchemy engine of the admin commands. The server's own connections are in connection.py."""
 
-import random
-import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import DeadlockDetected, SerializationFailure
-from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, CursorResult, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from server.config import settings
 from server.errors import OperatorError
+from server.store.conflicts import run_with_retries
 
 APPLICATION = "ordernumbers"
 CONNECT_TIMEOUT_SECONDS = 3
 """Per host of the URL."""
-TRIES_MAX = 5
-PAUSE_SECONDS_MAX = 0.5
 
-# The defaults of the database may not be safe for us. A transaction must see what another one wrote that it waited for.
+# The defaults of the database may not be safe for us. A transaction must see what another one wrote that it waited for,
+# or fail with a serialization failure.
 # What a command reports as done must be on disk.
 SESSION_SETTINGS = """
-    SELECT pg_backend_pid(), set_config('default_transaction_isolation', 'read committed', false),
+    SELECT pg_backend_pid(), set_config('default_transaction_isolation', %s, false),
       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
 """
 POOLER_NOT_IN_SESSION_MODE = (
@@ -33,6 +30,7 @@ POOLER_NOT_IN_SESSION_MODE = (
 POOLER_CHECKS = 3
 
 T = TypeVar("T")
+Rows = CursorResult[*tuple[Any, ...]]
 
 
 def complete(url: str, connect_timeout_seconds: int, *, needs_primary: bool = True) -> str:
@@ -82,7 +80,7 @@ def admin_engine(url: str) -> Engine:
 
 
 def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """Run `work` in a transaction, commit, and return its result. After a deadlock it runs again."""
+    """Run `work` in a transaction, commit, and return its result. After a conflict it runs again."""
 
     def run_once() -> T:
         with engine.begin() as connection:
@@ -91,21 +89,13 @@ def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
     return run_with_retries(run_once)
 
 
-def run_with_retries(work: Callable[[], T]) -> T:
-    """Run `work`, at most TRIES_MAX times while it fails by a deadlock or a serialization failure."""
-    for _ in range(TRIES_MAX - 1):
-        try:
-            return work()
-        except DBAPIError as error:
-            if not isinstance(error.orig, SerializationFailure | DeadlockDetected):
-                raise
-        # The pause is random, so that two transactions that met in a deadlock do not meet again.
-        time.sleep(random.uniform(0, PAUSE_SECONDS_MAX))  # noqa: S311  not for cryptography
-    return work()
+def execute_alone(connection: Connection, sql: str, values: Mapping[str, Any] | None = None) -> Rows:
+    """Execute a statement that is a transaction of its own. After a conflict it runs again."""
+    return run_with_retries(lambda: connection.execute(text(sql), values))
 
 
 def _set_up(connection: psycopg.Connection, open_another: Callable[[], psycopg.Connection]) -> None:
-    (pid, *_), *_ = connection.execute(SESSION_SETTINGS).fetchall()
+    (pid, *_), *_ = connection.execute(SESSION_SETTINGS, [settings().isolation]).fetchall()
     # A pooler reports a process id of its own when we connect, so a difference shows that there is one.
     if pid != connection.info.backend_pid:
         with open_another() as other:

@@ -5,7 +5,8 @@ import asyncio
 import psycopg
 
 from server.config import Settings
-from server.store.connection import DatabaseAway, PipelinedConnection, connect
+from server.store.conflicts import await_with_retries
+from server.store.connection import DatabaseAway, PipelinedConnection, Result, connect
 from server.store.statements import load
 
 STEP_ROWS = 500
@@ -31,14 +32,16 @@ async def purge(database_url: str, settings: Settings) -> int:
 
 
 async def _purge(connection: PipelinedConnection, settings: Settings) -> int:
-    step = PURGE(kept_ms=str(settings.idempotency_ms))
+    async def step() -> Result:
+        async with connection.at_most(settings.transaction_max_ms / 1000):
+            (result,) = await connection.run(PURGE(kept_ms=str(settings.idempotency_ms)))
+        return result
+
     deleted = 0
     async with connection.at_most(settings.transaction_max_ms / 1000):
         await connection.run(WAIT_FOR_NO_STANDBY())
     while True:
-        async with connection.at_most(settings.transaction_max_ms / 1000):
-            (result,) = await connection.run(step)
-        rows = int(result.tag.removeprefix("DELETE "))
+        rows = int((await await_with_retries(step)).tag.removeprefix("DELETE "))
         deleted += rows
         if rows < STEP_ROWS:
             return deleted

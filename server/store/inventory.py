@@ -11,7 +11,6 @@ unchanged and writes the others.
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -30,7 +29,7 @@ from uuid_utils.compat import uuid7
 
 from server.errors import OperatorError
 from server.money import parse_amount
-from server.store.engine import run_with_retries
+from server.store.engine import execute_alone
 from server.store.tables import NUMBER_TYPES, is_available, phone_number
 
 COLUMNS = ("number", "number_type", "sms_enabled", "mms_enabled", "price")
@@ -217,7 +216,7 @@ def _write(connection: Connection, progress: Progress) -> tuple[int, int, int]:
     added = updated = done = 0
     after: str | None = ""
     event_id = uuid7()
-    while (chunk := run_with_retries(partial(_write_chunk, connection, after, event_id))).last is not None:
+    while (chunk := _write_chunk(connection, after, event_id)).last is not None:
         added, updated = added + chunk.added, updated + chunk.updated
         if chunk.added < chunk.new:  # another import has added the others meanwhile, so they are in the inventory now
             event_id = uuid7()
@@ -230,7 +229,7 @@ def _write(connection: Connection, progress: Progress) -> tuple[int, int, int]:
 
 
 def _write_chunk(connection: Connection, after: str | None, event_id: UUID) -> Any:
-    return connection.execute(text(WRITE), {"after": after, "rows": WRITE_ROWS, "event_id": event_id}).one()
+    return execute_alone(connection, WRITE, {"after": after, "rows": WRITE_ROWS, "event_id": event_id}).one()
 
 
 STAGE = """

@@ -14,7 +14,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
+
+from server.store.engine import execute_alone
 
 OrderId = str
 """A UUID as text. Every row is compared by it, and text compares much faster than UUID objects."""
@@ -127,7 +129,7 @@ class Pairing:
 
 def wrong_orders(connection: Connection, page_rows: int) -> Iterator[str]:
     """Return a sentence for each order whose assignments or ledger entry differ from its row."""
-    for organization_id in connection.execute(text("SELECT id FROM organization ORDER BY id")).scalars().all():
+    for organization_id in execute_alone(connection, "SELECT id FROM organization ORDER BY id").scalars().all():
         for kind in (ASSIGNMENTS_OF_ORDERS, LEDGER_ENTRIES_OF_ORDERS):
             pages = Pages(connection, page_rows, organization_id, kind)
             if suspects := _suspects(pages):
@@ -155,7 +157,7 @@ class Pages(NamedTuple):
 
     def _read(self, sql: str, after: Any) -> Iterator[list[OrderSum]]:
         values = {"organization_id": self.organization_id, "rows": self.page_rows}
-        while page := self.connection.execute(text(sql), {**values, "after": after}).all():
+        while page := execute_alone(self.connection, sql, {**values, "after": after}).all():
             after = page[-1][0]
             # Ledger entries that add credit have no order. Orders whose entries are archived need none.
             yield [(order_id, count, micros) for _, order_id, count, micros in page if order_id is not None]

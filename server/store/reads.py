@@ -10,6 +10,7 @@ from psycopg import Error
 from server.config import Settings
 from server.rules.values import Id
 from server.store import queries, searches
+from server.store.conflicts import CONFLICTS, await_with_retries
 from server.store.connection import (
     IDLE_CHECK_SECONDS_MAX,
     DatabaseAway,
@@ -62,8 +63,8 @@ class Reader:
                 if self._connection.is_open:
                     # It may have been lost long ago. A read changes nothing, so it can run again on a new connection.
                     with suppress(DatabaseAway):
-                        return await self._run_once(statements, ends)
-                return await self._run_once(statements, ends)
+                        return await self._run(statements, ends)
+                return await self._run(statements, ends)
         except TimeoutError:
             raise DatabaseAway(f"no answer within {seconds_max:g} s") from None
         except Error as error:
@@ -80,12 +81,17 @@ class Reader:
     async def close(self) -> None:
         await self._connection.close()
 
+    async def _run(self, statements: Sequence[BoundStatement], ends: float) -> list[Result]:
+        return await await_with_retries(lambda: self._run_once(statements, ends))
+
     async def _run_once(self, statements: Sequence[BoundStatement], ends: float) -> list[Result]:
         connection: PipelinedConnection = await self._connection.get()
         # The database stops as well when the time is over.
         left_ms = (ends - asyncio.get_running_loop().time()) * 1000
         try:
             _, *results = await connection.run(LIMIT_READ(statement_timeout=milliseconds(left_ms)), *statements)
+        except CONFLICTS:  # the connection is as good as before
+            raise
         except BaseException:
             connection.cut()  # the next statement would read the results of this one
             raise

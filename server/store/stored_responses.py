@@ -9,9 +9,10 @@ from uuid import UUID
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row
 
 from ordernumbers.v1.phone_number_service_pb2 import DESCRIPTOR
+from server.store.engine import execute_alone
 
 RESPONSES_ROWS = 500
 """The stored responses that one statement reads. Each has up to 100 numbers."""
@@ -37,7 +38,7 @@ ASSIGNMENTS_BY_ID = """
 def wrong_responses(connection: Connection) -> Iterator[str]:
     """Return a sentence for each stored response that is wrong."""
     after: dict[str, Any] = {"organization_id": UUID(int=0), "key": ""}
-    while page := connection.execute(text(RESPONSES), {**after, "rows": RESPONSES_ROWS}).all():
+    while page := execute_alone(connection, RESPONSES, {**after, "rows": RESPONSES_ROWS}).all():
         after = {"organization_id": page[-1].organization_id, "key": page[-1].key}
         yield from _wrong_orders(connection, [stored for stored in page if _is_of_order(stored) and stored.has_order])
         for stored in page:
@@ -94,7 +95,7 @@ def _existing(
     """Return organization, order, id and number of those assignments that exist."""
     keys = [(organization_id, id_) for organization_id, rows in named for id_, _ in rows]
     values = {"organization_ids": [key[0] for key in keys], "ids": [key[1] for key in keys]}
-    return {tuple(row) for row in connection.execute(text(ASSIGNMENTS_BY_ID), values)}
+    return {tuple(row) for row in execute_alone(connection, ASSIGNMENTS_BY_ID, values)}
 
 
 def _stored(stored: Row[Any]) -> str:

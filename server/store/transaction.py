@@ -1,7 +1,7 @@
 """What every transaction of ours has in common: its limits, and its end, which is not always confirmed."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import Error, InternalError
@@ -9,7 +9,7 @@ from psycopg import Error, InternalError
 from server import metrics
 from server.rules.values import Id
 from server.store.connection import DatabaseAway, PipelinedConnection, Result
-from server.store.statements import BoundStatement, load, milliseconds
+from server.store.statements import BoundStatement, array, load, milliseconds
 
 BEGIN, COMMIT = load("session", "begin"), load("session", "commit")
 LIMIT_TRANSACTION = load("order", "limit_transaction")
@@ -56,7 +56,12 @@ async def run(connection: PipelinedConnection, statements: dict[str, BoundStatem
 
 async def check(connection: PipelinedConnection, limits: Limits) -> None:
     """Run a transaction that locks nothing. Raises as a write's transaction does."""
-    await run(connection, limits.begin() | {"accounts": LOCK_ORGANIZATIONS(organization_ids="{}")})
+    await wait_for_locks(connection, limits, [])
+
+
+async def wait_for_locks(connection: PipelinedConnection, limits: Limits, organization_ids: Collection[Id]) -> None:
+    """Run a transaction that only locks these organizations. Those that had locked them before it have ended then."""
+    await run(connection, limits.begin() | {"accounts": LOCK_ORGANIZATIONS(organization_ids=array(organization_ids))})
     await finish(connection, [], {})
 
 

@@ -31,7 +31,7 @@ from server.store.connection import Result as Rows
 from server.store.responses import STORE_RESPONSES, store
 from server.store.statements import BoundStatement, array, load
 from server.store.steps import Steps
-from server.store.transaction import LOCK_ORGANIZATIONS, Limits, finish, run
+from server.store.transaction import LOCK_ORGANIZATIONS, Limits, finish, run, wait_for_locks
 
 FIND_WRITE = load("assignment", "find_write")
 
@@ -63,6 +63,9 @@ async def carry_out(connection: PipelinedConnection, write: Write, limits: Limit
     if isinstance(write.action, Choose):
         write = await bulk_orders.propose(connection, write)
     steps = STEPS[type(write.action)]
+    if sent:
+        # At SERIALIZABLE a transaction sees only what had committed before it waited. So another one waits first.
+        await wait_for_locks(connection, limits, [write.organization_id])
     results = await run(connection, limits.begin() | _reads(write, steps) | _find(sent))
     if sent and results["found"].rows:
         # Commit even if nothing is written: a standby that has our commit has the earlier one too.

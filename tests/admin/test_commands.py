@@ -11,6 +11,7 @@ from sqlalchemy import text
 from server import keys
 from server.store import admin
 from tests.support.life import Life
+from tests.support.retries import in_transaction
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 UNKNOWN = uuid4()
@@ -110,8 +111,7 @@ def test_concurrent_credits_are_numbered_without_gaps(database):
 
     def credit():
         for _ in range(10):
-            with database.engine.begin() as connection:
-                admin.add_credit(connection, organization_id, 1_000_000)
+            in_transaction(database.engine, lambda connection: admin.add_credit(connection, organization_id, 1_000_000))
 
     threads = [threading.Thread(target=credit) for _ in range(4)]
     for thread in threads:

@@ -7,6 +7,7 @@ from sqlalchemy import event, text
 
 from server.store.engine import admin_engine
 from server.store.inventory import WRITE_ROWS, import_csv
+from tests.support.retries import is_serializable
 from tests.support.stack import wait_until
 
 HEADER = "number,number_type,sms_enabled,mms_enabled,price\n"
@@ -144,7 +145,8 @@ def test_a_number_that_is_changed_twice_by_one_import_has_two_events(database, r
     prices = [
         (before["price_micros"] // 1_000_000, after["price_micros"] // 1_000_000) for _, before, after in events(rows)
     ]
-    assert prices == [(1, 2), (2, 5), (5, 2)]
+    # At SERIALIZABLE the first write conflicts with the other import, so it leaves nothing.
+    assert prices == ([(1, 5), (5, 2)] if is_serializable() else [(1, 2), (2, 5), (5, 2)])
     assert rows("SELECT DISTINCT price_micros FROM phone_number") == [(2_000_000,)]
 
 

@@ -1,4 +1,4 @@
-"""Admin commands beside other transactions: they run at READ COMMITTED, and again after a deadlock."""
+"""Admin commands beside other transactions: they run at the level of the settings, and again after a conflict."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from server.store import inventory
-from server.store.engine import TRIES_MAX
+from server.store import conflicts, inventory
+from server.store.conflicts import TRIES_MAX
 from tests.support.stack import wait_until
 
 
@@ -70,15 +70,25 @@ def _fail_changes(database, times, sqlstate):
         """)
 
 
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(conflicts, "PAUSE_SECONDS_MAX", 0)
+
+
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-def test_a_command_runs_again_after_a_deadlock(ordernumbers, database, customer, sqlstate):
+def test_a_command_runs_again_after_a_conflict(ordernumbers, database, customer, sqlstate):
     _fail_changes(database, TRIES_MAX - 1, sqlstate)
     assert ordernumbers("key", "revoke", customer.key_id)["id"] == str(customer.key_id)
 
 
-def test_a_command_runs_at_most_a_few_times(ordernumbers, database, customer):
+@pytest.mark.usefixtures("no_pauses")
+def test_a_command_gives_up_after_many_conflicts_and_says_what_to_do(ordernumbers, database, customer):
     _fail_changes(database, TRIES_MAX, "40001")
-    assert ordernumbers.refusal("key", "revoke", customer.key_id) == "database error: not now"
+    refusal = ordernumbers.refusal("key", "revoke", customer.key_id)
+    assert refusal == f"other transactions were in the way {TRIES_MAX} times: run it again"
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT revoked_at FROM api_key")).scalars().all() == [None]
 
 
 def test_a_command_does_not_run_again_after_another_error(ordernumbers, database, customer):

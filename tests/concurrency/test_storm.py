@@ -17,6 +17,7 @@ from server.store.check import violations
 from server.store.inventory import import_csv
 from tests.support.crowd import gather
 from tests.support.inventory import PASS, new_area_code, stock, values_of
+from tests.support.retries import in_transaction
 from tests.support.stack import wait_until
 
 CLIENTS = 24
@@ -173,18 +174,25 @@ class Storm:
 
     def take_back(self):
         """As `ordernumbers number release` does."""
-        with suppress(OperatorError), self.customers[0].engine.begin() as connection:
-            operator_numbers.release(connection, random.choice(self.numbers), rest_ms=1000)
+        number = random.choice(self.numbers)
+        with suppress(OperatorError):
+            self.do(lambda connection: operator_numbers.release(connection, number, rest_ms=1000))
             self.codes["operator", "OK"] += 1
 
     def end_rests(self):
         """Let the time of a rest pass. Otherwise each number would soon rest for its last owner."""
         ids = [customer.id for customer in self.customers]
-        with self.customers[0].engine.begin() as connection:
+
+        def move(connection):
             connection.execute(LOCK_NUMBERS, {"numbers": self.numbers})
             connection.execute(LOCK_ORGANIZATIONS, {"ids": ids})
             for id_, statement in itertools.product(ids, PASS):
                 connection.execute(text(statement), {"by": timedelta(days=31), "id": id_})
+
+        self.do(move)
+
+    def do(self, work):
+        in_transaction(self.customers[0].engine, work)
 
 
 @pytest.mark.parametrize("organizations", [1, 3])

@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 ORDERS, DECISION = "server/store/orders.py", "server/rules/ordering.py"
 CONNECTION, WRITE_CONNECTION = "server/store/connection.py", "server/write_connection.py"
 ENDING, ACCESS, ALONE = "server/store/transaction.py", "server/rules/access.py", "server/one_by_one.py"
-PENDING, SQL = "server/pending.py", "server/store/sql/order.sql"
+CONFLICTS, PENDING, SQL = "server/store/conflicts.py", "server/pending.py", "server/store/sql/order.sql"
 TRANSACTION = "tests/store/test_order_transaction.py"
 BATCHES = "tests/store/test_batching.py"
 KEYS, UNKNOWN = "tests/store/test_idempotency_keys.py", "tests/store/test_unknown_outcomes.py"
@@ -198,9 +198,9 @@ MUTANTS = (
     ),
     Mutant(
         "no READ COMMITTED",
-        "server/store/sql/session.sql",
-        "BEGIN ISOLATION LEVEL READ COMMITTED;",
-        "BEGIN;",
+        "server/store/connection.py",
+        '        "default_transaction_isolation": settings.isolation,\n',
+        "",
         TRANSACTION,
     ),
     Mutant(
@@ -241,16 +241,16 @@ MUTANTS = (
     ),
     Mutant(
         "no second attempt after a deadlock",
-        WRITE_CONNECTION,
-        "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
-        "CONFLICTS = (errors.SerializationFailure,)",
+        CONFLICTS,
+        "CONFLICTS = (SerializationFailure, DeadlockDetected)",
+        "CONFLICTS = (SerializationFailure,)",
         RETRIES,
     ),
     Mutant(
         "no second attempt after a serialization failure",
-        WRITE_CONNECTION,
-        "CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)",
-        "CONFLICTS = (errors.DeadlockDetected,)",
+        CONFLICTS,
+        "CONFLICTS = (SerializationFailure, DeadlockDetected)",
+        "CONFLICTS = (DeadlockDetected,)",
         RETRIES,
     ),
     Mutant(

@@ -1,10 +1,11 @@
-"""A customer on the test's own database, and what tests of locks share."""
+"""A customer on the test's own database, and what tests of locks and of conflicts share."""
 
 import random
 import threading
 import time
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from tests.support.customer import Customer
@@ -13,6 +14,32 @@ from tests.support.customer import Customer
 @pytest.fixture
 def customer(database):
     return Customer.open(database.engine)
+
+
+@pytest.fixture
+def fail_clock(database, customer):
+    """Make the next `times` readings of the database's clock fail by a serialization failure.
+
+    The look at an API key reads the clock, and so does the purge. New connections only.
+    """
+    name = conninfo_to_dict(database.url)["dbname"]
+
+    def arm(times):
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(f"""
+                UPDATE api_key SET expires_at = now() + interval '1 hour';  -- otherwise its look-up reads no clock
+                CREATE SCHEMA failing;
+                CREATE SEQUENCE failing.failures;
+                CREATE FUNCTION failing.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN
+                  IF nextval('failing.failures') <= {times} THEN RAISE SQLSTATE '40001'; END IF;  -- never rolled back
+                  RETURN pg_catalog.clock_timestamp();
+                END $$;
+                ALTER DATABASE {name} SET search_path = failing, pg_catalog, public;
+            """)
+
+    yield arm
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET search_path")
 
 
 @pytest.fixture

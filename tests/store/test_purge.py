@@ -89,3 +89,9 @@ def test_responses_may_be_kept_for_a_year(database, store_responses):
     # PostgreSQL 14 has no intervals of so many milliseconds.
     store_responses(3, 25)
     assert run(database, idempotency_ms=365 * 24 * HOUR_MS) == 0
+
+
+def test_the_purge_goes_on_after_a_conflict(database, store_responses, fail_clock):
+    store_responses(3, 25)
+    fail_clock(3)
+    assert run(database) == 3

@@ -176,3 +176,16 @@ def test_the_workers_of_a_machine_show_different_numbers(database, customer, cal
 
     for _ in range(5):
         assert run(database.url, work, workers=2) == shares
+
+
+def test_a_read_runs_again_after_a_conflict_until_its_time_is_over(database, customer, caller, fail_clock):
+    """Only SERIALIZABLE lets a read fail so."""
+
+    def look(seconds):
+        return run(database.url, lambda reads: code(reads.list_numbers(caller, PAGE, seconds)))
+
+    fail_clock(3)
+    assert look(10) == "READ"
+    with database.engine.begin() as connection:
+        connection.execute(text("ALTER SEQUENCE failing.failures MINVALUE -1000000 RESTART -1000000"))
+    assert look(0.5) is Code.UNAVAILABLE

@@ -12,6 +12,9 @@ from server.store.transaction import OutcomeUnknown
 from tests.support.batcher import outcome, run
 from tests.support.orders import order_of
 
+DEADLOCK, SERIALIZATION = "40P01", "40001"
+WRITE, COMMIT = "write", "COMMIT"
+
 
 def buy(batcher, customer, number, timeout_seconds=10.0):
     return outcome(batcher, order_of(customer, number), timeout_seconds)
@@ -22,29 +25,30 @@ def buy(batcher, customer, number, timeout_seconds=10.0):
 
 @pytest.fixture
 def fail(database):
-    """Make the next `times` writes of orders fail in the database."""
+    """Make the next `times` writes of orders fail in the database, or their COMMITs. Or only those of one number."""
 
-    def arm(sqlstate, times):
+    def arm(sqlstate, times, when=WRITE, number=""):
+        kind, deferred = ("CONSTRAINT", "DEFERRABLE INITIALLY DEFERRED") if when is COMMIT else ("", "")
         with database.engine.begin() as connection:
             connection.exec_driver_sql(f"""
                 CREATE SEQUENCE failures;
                 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                  IF nextval('failures') <= {times} THEN RAISE SQLSTATE '{sqlstate}'; END IF;  -- never rolled back
+                  IF '{number}' IN ('', new.number) AND nextval('failures') <= {times} THEN  -- never rolled back
+                    RAISE SQLSTATE '{sqlstate}';
+                  END IF;
                   RETURN NULL;
                 END $$;
-                CREATE TRIGGER fail AFTER INSERT ON orders EXECUTE FUNCTION fail();
+                CREATE {kind} TRIGGER fail AFTER INSERT ON assignment {deferred} FOR EACH ROW EXECUTE FUNCTION fail();
             """)
 
     return arm
 
 
-DEADLOCK, SERIALIZATION = "40P01", "40001"
-
-
+@pytest.mark.parametrize("when", [WRITE, COMMIT])
 @pytest.mark.parametrize("sqlstate", [DEADLOCK, SERIALIZATION])
-def test_a_batch_runs_again_as_a_whole_after_a_conflict(database, customer, fail, sqlstate):
+def test_a_batch_runs_again_as_a_whole_after_a_conflict(database, customer, fail, sqlstate, when):
     numbers = customer.numbers(5)
-    fail(sqlstate, 2)
+    fail(sqlstate, 2, when)
 
     async def work(batcher):
         return await asyncio.gather(*(buy(batcher, customer, number) for number in numbers))
@@ -59,6 +63,20 @@ def test_an_order_is_placed_after_more_conflicts_than_a_batch_is_tried(database,
     (number,) = customer.numbers(1)
     fail(sqlstate, 8)  # more than ATTEMPTS_MAX
     assert run(database.url, lambda batcher: buy(batcher, customer, number)) == "PLACED"
+
+
+@pytest.mark.parametrize("when", [WRITE, COMMIT])
+def test_an_order_that_conflicts_until_its_deadline_is_not_carried_out_and_its_batch_is(database, customer, fail, when):
+    """Its caller gets 503, which says that nothing was sold."""
+    unlucky, *others = customer.numbers(6)
+    fail(SERIALIZATION, 1_000_000, when, unlucky)
+
+    async def work(batcher):
+        first = buy(batcher, customer, unlucky, 3.0)
+        return await asyncio.gather(first, *(buy(batcher, customer, number) for number in others))
+
+    assert run(database.url, work) == [Code.UNAVAILABLE, *["PLACED"] * 5]
+    assert customer.owned() == set(others)
 
 
 # ---------------------------------------------------------------- an unknown outcome that stays unknown

@@ -5,7 +5,9 @@ import os
 import signal
 
 import pytest
+from sqlalchemy import text
 
+from server import one_by_one
 from server.errors import Code
 from server.store import writes
 from server.store.transaction import OutcomeUnknown
@@ -83,29 +85,39 @@ def test_three_lost_results_in_a_row_change_nothing(database, customer, kind, is
     assert response.message == lost[0][write.id].response
 
 
+@pytest.fixture
+def freeze_commit(monkeypatch):
+    """Freeze the backend of the next write with its COMMIT. Returns a list that has its process id then."""
+
+    def arm():
+        finish, frozen = writes.finish, []
+
+        async def freeze(connection, statements, sent):
+            if frozen or not sent:
+                return await finish(connection, statements, sent)
+            frozen.append(connection.backend_pid)
+            os.kill(frozen[0], signal.SIGSTOP)
+            sending = asyncio.create_task(finish(connection, statements, sent))
+            await asyncio.wait({sending}, timeout=0.1)
+            sending.cancel()
+            await asyncio.wait({sending})
+            connection.cut()
+            raise OutcomeUnknown(sent)
+
+        monkeypatch.setattr(writes, "finish", freeze)
+        return frozen
+
+    return arm
+
+
 @pytest.mark.parametrize("deadline_seconds", [1.0, 10.0])
 @pytest.mark.parametrize("kind", ["hold", "bulk order"])
 def test_a_commit_that_is_still_running_is_not_taken_for_a_rollback(
-    database, customer, monkeypatch, kind, deadline_seconds
+    database, customer, freeze_commit, kind, deadline_seconds
 ):
     """Its backend is frozen. The write is not visible when we look, and is carried out later."""
     write = new_write(database, customer, kind, is_keyed=False)
-    finish, frozen = writes.finish, []
-
-    async def freeze(connection, statements, sent):
-        if frozen or not sent:
-            return await finish(connection, statements, sent)
-        frozen.append(connection.backend_pid)
-        os.kill(frozen[0], signal.SIGSTOP)
-        sending = asyncio.create_task(finish(connection, statements, sent))
-        await asyncio.wait({sending}, timeout=0.1)
-        sending.cancel()
-        await asyncio.wait({sending})
-        connection.cut()
-        raise OutcomeUnknown(sent)
-
-    monkeypatch.setattr(writes, "finish", freeze)
-    before = all_rows(customer)
+    frozen, before = freeze_commit(), all_rows(customer)
 
     async def work(writer):
         waiting = asyncio.create_task(writer.carry_out(write, deadline_seconds))
@@ -124,6 +136,29 @@ def test_a_commit_that_is_still_running_is_not_taken_for_a_rollback(
         customer, f"({events}) UNION ALL SELECT count(*) FROM orders WHERE organization_id = :id", id=customer.id
     )
     assert counts == ([2, 0] if kind == "hold" else [0, 1])
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+@pytest.mark.parametrize("kind", ["route", "end hold that keeps nothing"])
+def test_a_write_that_commits_while_we_wait_to_settle_it_gets_its_response(
+    database, customer, monkeypatch, freeze_commit, until_a_transaction_waits, kind, isolation
+):
+    """Its key expires meanwhile. At SERIALIZABLE an attempt does not see what commits while it waits for its locks."""
+    write = new_write(database, customer, kind, is_keyed=False)
+    frozen = freeze_commit()
+    monkeypatch.setattr(one_by_one, "LOCK_SECONDS_MIN", 20)
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE api_key SET expires_at = clock_timestamp() + interval '3 s'"))
+
+    async def work(writer):
+        waiting = asyncio.create_task(writer.carry_out(write, 20))
+        await asyncio.to_thread(wait_until, lambda: frozen)
+        await asyncio.to_thread(until_a_transaction_waits)
+        await asyncio.to_thread(wait_until, lambda: values_of(customer, "SELECT expires_at < now() FROM api_key")[0])
+        os.kill(frozen[0], signal.SIGCONT)
+        return await waiting
+
+    assert run(database.url, work, isolation=isolation, lock_timeout_ms=20_000, transaction_max_ms=20_000).message
 
 
 def test_after_the_revocation_of_its_key_a_write_with_an_unknown_outcome_gets_its_response(

@@ -2,18 +2,21 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Engine, Text, cast, func, insert, literal, select, text, update
+from sqlalchemy import ARRAY, Connection, Engine, Text, cast, func, insert, literal, select, text, update
 
 from server import keys
 from server.scopes import SCOPES
 from server.store import admin
 from server.store.tables import api_key, assignment, organization, phone_number
+from tests.support.retries import in_transaction
+
+T = TypeVar("T")
 
 CREDIT_MICROS = 1_000_000_000_000
 # Each pytest worker takes its numbers from a range of its own.
@@ -31,10 +34,12 @@ class Customer:
 
     @classmethod
     def open(cls, engine: Engine, credit_micros: int = CREDIT_MICROS) -> "Customer":
-        with engine.begin() as connection:
+        def create(connection: Connection) -> Customer:
             id_ = admin.create_organization(connection, "A customer", credit_micros)
             key = admin.create_key(connection, id_, SCOPES)
-        return cls(engine, id_, key.key, key.id)
+            return cls(engine, id_, key.key, key.id)
+
+        return in_transaction(engine, create)
 
     def poor(self) -> "Customer":
         """Another organization, without credit."""
@@ -48,60 +53,60 @@ class Customer:
         row = {"number_type": "local", "sms_enabled": True, "mms_enabled": False, "price_micros": 1_000_000, **columns}
         number = func.unnest(cast(numbers, ARRAY(Text))).column_valued()
         rows = select(number, *(literal(value, phone_number.c[name].type) for name, value in row.items()))
-        with self.engine.begin() as connection:
-            connection.execute(insert(phone_number).from_select(["number", *row], rows))
+        self._do(lambda connection: connection.execute(insert(phone_number).from_select(["number", *row], rows)))
         return numbers
 
     def quarantined_numbers(self, count: int) -> list[str]:
         numbers = self.numbers(count)
         quarantine = update(phone_number).where(phone_number.c.number.in_(numbers))
-        with self.engine.begin() as connection:
-            connection.execute(quarantine.values(free_at=func.now() + timedelta(days=1)))
+        self._do(lambda connection: connection.execute(quarantine.values(free_at=func.now() + timedelta(days=1))))
         return numbers
 
     def new_key(self, *scopes: str) -> str:
-        with self.engine.begin() as connection:
-            return admin.create_key(connection, self.id, scopes).key
+        return self._do(lambda connection: admin.create_key(connection, self.id, scopes)).key
 
     def unknown_key(self) -> str:
         return keys.new_key(self.id)
 
     def expired_key(self) -> str:
-        with self.engine.begin() as connection:
+        def create(connection: Connection) -> str:
             key = admin.create_key(connection, self.id, SCOPES, timedelta(hours=1))
             past = func.now() - timedelta(seconds=1)
             connection.execute(update(api_key).where(api_key.c.id == key.id).values(expires_at=past))
-        return key.key
+            return key.key
+
+        return self._do(create)
 
     def revoked_key(self, *scopes: str) -> str:
-        with self.engine.begin() as connection:
+        def create(connection: Connection) -> str:
             key = admin.create_key(connection, self.id, scopes or SCOPES)
             admin.revoke_key(connection, key.id)
-        return key.key
+            return key.key
+
+        return self._do(create)
 
     def revoke(self) -> None:
-        with self.engine.begin() as connection:
-            admin.revoke_key(connection, self.key_id)
+        self._do(lambda connection: admin.revoke_key(connection, self.key_id))
 
     def revoke_text(self, key: str) -> None:
         """Revoke a key by its text."""
         (key_id,) = self._all(select(api_key.c.id).where(api_key.c.digest == keys.digest(key)))
-        with self.engine.begin() as connection:
-            admin.revoke_key(connection, key_id)
+        self._do(lambda connection: admin.revoke_key(connection, key_id))
 
     def credit(self, micros: int) -> None:
-        with self.engine.begin() as connection:
-            admin.add_credit(connection, self.id, micros)
+        self._do(lambda connection: admin.add_credit(connection, self.id, micros))
 
     def campaign(self, status: str = "ACTIVE", identity_status: str | None = "VERIFIED") -> UUID:
         """Create a campaign with a brand of that identity status. With None it has no brand."""
-        with self.engine.begin() as connection:
+
+        def create(connection: Connection) -> UUID:
             brand_id = identity_status and admin.create_brand(connection, self.id, "A brand", identity_status)
             return admin.create_campaign(connection, self.id, "A campaign", status, brand_id or None)
 
+        return self._do(create)
+
     def set_campaign(self, campaign_id: str, status: str) -> None:
-        with self.engine.begin() as connection:
-            admin.set_campaign(connection, UUID(campaign_id), status)
+        self._do(lambda connection: admin.set_campaign(connection, UUID(campaign_id), status))
 
     # ---------------------------------------------------------------- what it has
 
@@ -129,5 +134,7 @@ class Customer:
         return (assignment.c.organization_id == self.id) & assignment.c.released_at.is_(None)
 
     def _all(self, query: Any) -> Sequence[Any]:
-        with self.engine.connect() as connection:
-            return connection.execute(query).scalars().all()
+        return self._do(lambda connection: connection.execute(query).scalars().all())
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        return in_transaction(self.engine, work)

@@ -4,11 +4,12 @@ import itertools
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Connection, Engine, insert, text
 
 from server.store.tables import phone_number
 from tests.support.callers import ULID, Response, failure
 from tests.support.customer import Customer
+from tests.support.retries import in_transaction
 
 PRICE = "1.00"
 """What a number of `stock` costs, unless the test says something else."""
@@ -31,8 +32,8 @@ def stock(customer: Customer, area_code: str, count: int = 1, **columns: Any) ->
 def add(engine: Engine, numbers: list[str], **columns: Any) -> list[str]:
     """Add these numbers to the inventory."""
     row = {"number_type": "local", "sms_enabled": True, "mms_enabled": False, "price_micros": 1_000_000, **columns}
-    with engine.begin() as connection:
-        connection.execute(insert(phone_number), [{"number": number, **row} for number in numbers])
+    rows = [{"number": number, **row} for number in numbers]
+    in_transaction(engine, lambda connection: connection.execute(insert(phone_number), rows))
     return numbers
 
 
@@ -46,8 +47,9 @@ def available_row(number: str, **more: Any) -> dict[str, Any]:
 
 def values_of(customer: Customer, query: str, **parameters: Any) -> list[Any]:
     """The first column of each row that a query finds."""
-    with customer.engine.connect() as connection:
-        return list(connection.execute(text(query), parameters).scalars())
+    return in_transaction(
+        customer.engine, lambda connection: list(connection.execute(text(query), parameters).scalars())
+    )
 
 
 def inventory_row(customer: Customer, number: str) -> dict[str, Any]:
@@ -133,9 +135,12 @@ PASS = (
 
 def let_time_pass(customer: Customer, **duration: int) -> None:
     """Move all that the customer did into the past: `let_time_pass(customer, minutes=10)`."""
-    with customer.engine.begin() as connection:
+
+    def move(connection: Connection) -> None:
         for statement in PASS:
             connection.execute(text(statement), {"by": timedelta(**duration), "id": customer.id})
+
+    in_transaction(customer.engine, move)
 
 
 # ---------------------------------------------------------------- responses

@@ -13,6 +13,7 @@ from server.store.transaction import Limits
 from tests.support.customer import Customer
 from tests.support.databases import Database
 from tests.support.orders import order_of
+from tests.support.retries import retried
 from tests.support.writes import carry_out, write_of
 
 LIMITS = Limits(lock_seconds=5.0, statement_seconds=5.0)
@@ -34,7 +35,7 @@ class Life:
         async def run() -> Any:
             connection = await connect(self._url, Settings(), orders.STATEMENTS)
             try:
-                return await orders.place(connection, [order], LIMITS)
+                return await retried(connection, lambda: orders.place(connection, [order], LIMITS))
             finally:
                 await connection.close()
 

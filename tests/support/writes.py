@@ -1,7 +1,7 @@
 """Writes that are not orders of named numbers: one of each kind, and a writer on a real database."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from uuid_utils.compat import uuid7
@@ -29,6 +29,7 @@ from server.writing import Writer
 from tests.support.customer import Customer
 from tests.support.inventory import new_area_code, stock
 from tests.support.orders import order_of
+from tests.support.retries import retried
 
 LIMITS = Limits(lock_seconds=0.2, statement_seconds=5.0)
 REST_MS = 86_400_000
@@ -57,8 +58,12 @@ def carry_out(url: str, *written: Write, limits: Limits = LIMITS, **options: Any
 
     async def run() -> list[Any]:
         connection = await connect(url, Settings(), writes.STATEMENTS)
+
+        def attempt(write: Write) -> Awaitable[Any]:
+            return retried(connection, lambda: writes.carry_out(connection, write, limits, **options))
+
         try:
-            return [await writes.carry_out(connection, write, limits, **options) for write in written]
+            return [await attempt(write) for write in written]
         finally:
             await connection.close()
 
@@ -72,7 +77,7 @@ def buy(url: str, customer: Customer, *numbers: str, **fields: Any) -> list[str]
     async def run() -> None:
         connection = await connect(url, Settings(), orders.STATEMENTS)
         try:
-            await orders.place(connection, [order], LIMITS)
+            await retried(connection, lambda: orders.place(connection, [order], LIMITS))
         finally:
             await connection.close()
 

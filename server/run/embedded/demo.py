@@ -12,6 +12,7 @@ from server import keys
 from server.run.embedded.files import write_private
 from server.scopes import SCOPES
 from server.store import admin, inventory
+from server.store.engine import in_transaction
 from server.store.tables import api_key, is_available, organization, phone_number
 
 KEY_FILE = "demo.key"
@@ -30,28 +31,31 @@ def make_demo(engine: Engine, data_dir: Path) -> bool:
 
     Returns False, and changes nothing, if the database has other organizations and no demo.
     """
-    with engine.begin() as connection:
-        organization_id = _organization_of(connection, data_dir / IDS_FILE)
-        if organization_id is not None:
-            if not _key_works(connection, organization_id, data_dir / KEY_FILE):
-                _make_key(connection, organization_id, data_dir)
-            return True
-        if connection.execute(select(exists(select(organization.c.id)))).scalar_one():
-            return False
+    exists_already = in_transaction(engine, lambda connection: _look_for_demo(connection, data_dir))
+    if exists_already is not None:
+        return exists_already
     inventory.import_csv(engine, _csv())
     # The files are written before the commit. If we are killed between the two, the files name an organization that
     # does not exist. Then the next start creates the demo again.
-    with engine.begin() as connection:
-        _make_organization(connection, data_dir)
+    in_transaction(engine, lambda connection: _make_organization(connection, data_dir))
     return True
 
 
 def available_numbers(engine: Engine, count: int) -> list[str]:
     """Return the first `count` of the demo's numbers that are available, or fewer if there are not so many."""
     number = phone_number.c.number
-    with engine.connect() as connection:
-        query = select(number).where(number.in_(LOCAL), is_available()).order_by(number).limit(count)
-        return list(connection.execute(query).scalars())
+    query = select(number).where(number.in_(LOCAL), is_available()).order_by(number).limit(count)
+    return in_transaction(engine, lambda connection: list(connection.execute(query).scalars()))
+
+
+def _look_for_demo(connection: Connection, data_dir: Path) -> bool | None:
+    """Whether the demo exists, now with a key that works. None if the database has no organization at all."""
+    organization_id = _organization_of(connection, data_dir / IDS_FILE)
+    if organization_id is not None:
+        if not _key_works(connection, organization_id, data_dir / KEY_FILE):
+            _make_key(connection, organization_id, data_dir)
+        return True
+    return False if connection.execute(select(exists(select(organization.c.id)))).scalar_one() else None
 
 
 def _organization_of(connection: Connection, ids_file: Path) -> UUID | None:

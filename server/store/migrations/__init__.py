@@ -11,12 +11,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg.errors import DeadlockDetected, LockNotAvailable
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
 from server.store import search_indexes
+from server.store.conflicts import CONFLICTS
 
 UPGRADE_LOCK = 6_733_663
 """The advisory lock that an upgrade takes, so that two never run at the same time."""
@@ -80,11 +81,12 @@ def upgrade(engine: Engine) -> None:
 def _try_upgrade(engine: Engine) -> bool:
     """Try once. False if another transaction held a lock that we need."""
     try:
-        with engine.begin() as connection:
+        # Under its lock it must see what the upgrade before it has done, whatever level the settings have.
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             _upgrade(connection)
     except DBAPIError as error:
         # A deadlock is possible because other transactions may lock the tables in another order.
-        if isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+        if isinstance(error.orig, (LockNotAvailable, *CONFLICTS)):
             return False
         raise
     return True

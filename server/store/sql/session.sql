@@ -1,8 +1,8 @@
 -- Statements that every connection uses. How these files are read: statements.py.
 
 -- name: begin
--- An order must see what the transaction that it waited for has written. The database may have another default.
-BEGIN ISOLATION LEVEL READ COMMITTED;
+-- The session has set the isolation level.
+BEGIN;
 
 -- name: commit
 COMMIT;
