@@ -86,7 +86,12 @@ def archive(engine: Engine, before: datetime, path: Path, progress: Progress = l
 
     Raises OperatorError if `before` is too young, the file cannot be written, or another archive runs.
     """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as beside, engine.connect() as connection:
+    # No other transaction changes what is old. So READ COMMITTED is enough, whatever level the settings have.
+    read_committed = engine.execution_options(isolation_level="READ COMMITTED")
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as beside,
+        read_committed.connect() as connection,
+    ):
         old = _old(beside, before)
         with connection.begin():  # the lock is the session's: without it there are no steps
             is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one()

@@ -153,7 +153,7 @@ class Pages(NamedTuple):
     def needed(self, order_ids: list[OrderId]) -> set[OrderId]:
         """Which of these orders still need their rows."""
         values = {"organization_id": self.organization_id, "ids": order_ids}
-        return set(self.connection.execute(text(self.kind.needed), values).scalars())
+        return set(execute_alone(self.connection, self.kind.needed, values).scalars())
 
     def _read(self, sql: str, after: Any) -> Iterator[list[OrderSum]]:
         values = {"organization_id": self.organization_id, "rows": self.page_rows}
