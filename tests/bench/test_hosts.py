@@ -27,6 +27,6 @@ def test_an_edge_spreads_customers_over_two_hosts(service, tmp_path):
             assert response.status_code == 200, response.text
             assert customer.owned() == set(numbers)
     logs = [(folder / f"{name}.log").read_text() for name in HOSTS]
-    served = [log.count("PhoneNumberService/OrderNumbers") for log in logs]
+    served = [log.count("PhoneNumberService.OrderNumbers") for log in logs]
     assert sum(served) == CUSTOMERS
     assert 0 not in served
