@@ -382,11 +382,12 @@ class Meter:
     def _read(self) -> dict[str, float]:
         times = psutil.cpu_times()
         idle_seconds = times.idle + getattr(times, "iowait", 0.0)
-        spent = {name: sum(map(_cpu_seconds, processes)) for name, processes in self._processes.items()}
+        spent = {name: sum(map(cpu_seconds, processes)) for name, processes in self._processes.items()}
         return {**spent, "idle": idle_seconds, "clock": time.monotonic()}
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds of a process and of its children that have ended. 0 if it has ended itself."""
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         # The times of children that have ended, so that processes which come and go count too.

@@ -18,7 +18,7 @@ import psycopg
 from tests.bench.clients import grpc_clients
 from tests.bench.database import BenchDatabase
 from tests.bench.measures import Measure, Side
-from tests.bench.parts import OURS, Meter, RunningService, running_service
+from tests.bench.parts import OURS, RunningService, cpu_seconds, running_service, tree
 from tests.bench.read_calls import AREA_CODES, AREA_SIZE, AREA_STEP, Caller, add_areas
 from tests.bench.reads import measure_read, searches
 from tests.bench.sides import IN_FLIGHT, Bench
@@ -76,21 +76,17 @@ def _import(bench: Bench, database: BenchDatabase, indexes: range) -> Figures:
     file = bench.folder / "numbers.csv"
     lines = _write_csv(file, indexes)
     database.checkpoint()
-    meter = Meter({"postgres": [bench.postgres.process]})
-    meter.start()
-    started, cpu_before = monotonic(), _cpu_seconds_of_children()
+    started, before = monotonic(), _cpu_seconds(bench)
     command = OURS.command("inventory", "import", str(file))
     environment = OURS.environment(database_url=database.url)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    seconds, cpu_seconds = monotonic() - started, _cpu_seconds_of_children() - cpu_before
-    meter.stop()
+    seconds, after = monotonic() - started, _cpu_seconds(bench)
     _rows(database, "VACUUM (ANALYZE) phone_number")  # otherwise PostgreSQL would do it while orders are measured
     database.checkpoint()
-    cpu = {"import": cpu_seconds, "postgres": meter.cores["postgres"] * seconds}
     return {
         "import_lines": lines,
         "import_lines_per_second": round(lines / seconds),
-        "import_cpu_us_per_line": {part: round(spent * 1e6 / lines, 1) for part, spent in cpu.items()},
+        "import_cpu_us_per_line": {part: round((after[part] - before[part]) * 1e6 / lines, 1) for part in after},
     }
 
 
@@ -104,9 +100,11 @@ def _write_csv(file: Path, indexes: range) -> int:
     return len(AREA_CODES) * len(indexes)
 
 
-def _cpu_seconds_of_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _cpu_seconds(bench: Bench) -> dict[str, float]:
+    """Of commands that have ended, and of PostgreSQL."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Not a Meter: it knows only the processes of its start, and the import's connection has one of its own.
+    return {"import": ended.ru_utime + ended.ru_stime, "postgres": sum(map(cpu_seconds, tree(bench.postgres.process)))}
 
 
 # ---------------------------------------------------------------- what the database says
