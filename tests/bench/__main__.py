@@ -19,11 +19,13 @@ from tests.bench.machine import describe
 from tests.bench.measures import AGAINST, Effort, Measure, Side
 from tests.bench.parts import checkout, running_postgres, work_folder
 from tests.bench.reads import read_sides
-from tests.bench.sides import AGAINST_PARTS, PARTS, QUICK_PARTS, Bench
+from tests.bench.sides import AGAINST_PARTS, LONG_PARTS, PARTS, QUICK_PARTS, Bench
+from tests.bench.size import Figures, sizes
 
 RESULTS = Path(__file__).parent / "results"
 WORKERS_MAX = 4  # the embedded PostgreSQL has connections for so many, and for 64 clients of pgbench
 ROUNDS_MIN = 3  # with fewer, a median means little
+ALL_PARTS = (*PARTS, *LONG_PARTS)
 OTHERS_CORES_FEW = 0.2  # not worth a note
 
 console = Console(width=None if sys.stdout.isatty() else 150)
@@ -73,6 +75,14 @@ def run(effort: Effort, parts: Sequence[str], against: str | None = None) -> dic
             bench.stack = stack
             if "reads" in parts:
                 measures |= _measure(list(read_sides(bench)), effort.rounds)
+        figures: dict[str, Figures] = {}
+        with ExitStack() as stack:
+            bench.stack = stack
+            if "size" in parts:
+                for size in sizes(bench):
+                    measures |= _measure(size.sides, effort.rounds)
+                    figures[size.name] = size.figures
+                    console.print(size.name, size.figures)
         console.print("Checking the invariants…")
         violations += bench.violations()
     medians = report.medians(measures)
@@ -85,6 +95,7 @@ def run(effort: Effort, parts: Sequence[str], against: str | None = None) -> dic
         "order_connections": settings().order_connections,
         "ratios": found,
         "against": against,
+        "sizes": figures,
         "sides": {name: report.as_json(measure, measures[name]) for name, measure in medians.items()},
         "violations": violations,
     }
@@ -123,7 +134,7 @@ def _line(measure: Measure) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK_PARTS)}, in less than two minutes")
-    parser.add_argument("--only", type=_parts, metavar="PART,…", help=f"only these of {', '.join(PARTS)}")
+    parser.add_argument("--only", type=_parts, metavar="PART,…", help=f"only these of {', '.join(ALL_PARTS)}")
     parser.add_argument("--rounds", type=int, help="how often each side is measured (default 5, with --quick 3)")
     parser.add_argument("--seconds", type=float, help="how long each time (default 3, with --quick 1.2)")
     parser.add_argument(
@@ -137,8 +148,8 @@ def _arguments() -> argparse.Namespace:
 
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(text.split(","))
-    if unknown := set(parts) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    if unknown := set(parts) - set(ALL_PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(ALL_PARTS)}")
     return parts
 
 

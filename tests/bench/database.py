@@ -166,5 +166,5 @@ INSERT_KEY = """
 INSERT_NUMBERS = f"""
     INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros)
     SELECT {NUMBER.format(index="i")}, 'local', true, false, {PRICE_MICROS}
-    FROM generate_series(%s, %s) AS i
+    FROM generate_series(%s::bigint, %s::bigint) AS i
 """

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from deploy.ha.network import Network
 from server.config import Settings, variable_of
 from server.errors import OperatorError
 from server.run.edge import envoy_command, is_ready
@@ -31,6 +32,7 @@ from tests.support.stack import free_ports, gone, wait_until
 
 ROOT = Path(__file__).parents[2]
 RATE_LIMIT_OFF = 1_000_000  # the largest that the settings allow
+WORKER_PORT = 50051  # on a host with an address of its own
 KEEP_ALIVE_SECONDS = 300  # as at the edge, because the generator may keep a connection without a call
 ORDERNUMBERS = "from server.cli import main; main()"
 
@@ -91,15 +93,15 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
 
 @dataclass
 class RunningService:
-    """The workers of `ordernumbers serve` and, with an edge, Envoy in front of them."""
+    """The workers of `ordernumbers serve` and, with an edge, Envoy in front of them. Each host has a server."""
 
     settings: Settings
-    server: psutil.Process
+    servers: list[psutil.Process]
     envoy: psutil.Process | None = None
 
     @property
     def workers(self) -> list[Address]:
-        return [("127.0.0.1", port) for port in self.settings.grpc_ports]
+        return [(address.host, address.port) for address in self.settings.server_addresses]
 
     @property
     def edge(self) -> Address:
@@ -108,7 +110,8 @@ class RunningService:
     @property
     def worker_rss_mb_max(self) -> float:
         """Memory of the largest worker."""
-        workers = [process for process in tree(self.server) if "server.run.worker" in process.cmdline()]
+        processes = [process for server in self.servers for process in tree(server)]
+        workers = [process for process in processes if "server.run.worker" in process.cmdline()]
         return max(process.memory_info().rss for process in workers) / 2**20
 
 
@@ -167,30 +170,77 @@ def running_service(
     """The server with the settings of the environment, but on free ports and without rate limits."""
     folder.mkdir(parents=True)
     first = free_ports(2 + 2 * workers)
-    changed = {
-        "database_url": database_url,
-        "data_dir": folder,
+    changed = _common_settings(folder, database_url) | {
         "rest_port": first,
         "grpc_port": first + 1,
         "workers": workers,
-        "rate_limit_per_key": RATE_LIMIT_OFF,
-        "rate_limit_per_address": RATE_LIMIT_OFF,
-        "unknown_keys_per_second": RATE_LIMIT_OFF,  # the load begins with all its API keys at once
-        "drain_ms": 0,
     }
     if (tree.root / "server/metrics.py").exists():  # an older tree does not know these settings
         changed |= {"metrics_port": first + 1 + workers, "edge_metrics_port": first + 1 + 2 * workers}
     settings, environment = Settings(**changed), tree.environment(**changed)  # type: ignore[arg-type]
     with ExitStack() as stack:
-        log = folder / "server.log"
-        server = stack.enter_context(running(tree.command("serve"), log, environment))
-        _wait_until_started(lambda: "serving on" in log.read_text(), server, log)
-        service = RunningService(settings, server)
+        server = stack.enter_context(_running_server(tree.command("serve"), folder / "server.log", environment))
+        service = RunningService(settings, [server])
         if edge:
-            log = folder / "envoy.log"
-            service.envoy = stack.enter_context(running(tree.command("edge"), log, environment))
-            _wait_until_started(lambda: asyncio.run(is_ready(settings)), service.envoy, log)
+            service.envoy = stack.enter_context(_running_edge(tree, settings, environment))
         yield service
+
+
+@contextmanager
+def running_hosts(
+    folder: Path, database_url: str, network: Network, hosts: Sequence[str], workers_each: int
+) -> Iterator[RunningService]:
+    """The server on each of these hosts, and an edge that finds them by `ORDERNUMBERS_SERVERS`, on this one.
+
+    They reach the embedded PostgreSQL by its Unix socket.
+    """
+    folder.mkdir(parents=True)
+    # Another host has a loopback interface of its own, so nobody here would see the metrics.
+    common = _common_settings(folder, database_url) | {"metrics_port": 0, "edge_metrics_port": 0}
+    ports = f"{WORKER_PORT}-{WORKER_PORT + workers_each - 1}"
+    addresses = ",".join(f"{network.address(host)}:{ports}" for host in hosts)
+    changed = common | {"rest_port": free_ports(1), "servers": addresses}
+    service = RunningService(Settings(**changed), [])  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        for host in hosts:
+            environment = OURS.environment(
+                **common,
+                grpc_bind=network.address(host),
+                grpc_port=WORKER_PORT,
+                grpc_insecure=True,
+                workers=workers_each,
+            )
+            command = network.inside(host, OURS.command("serve"))
+            server = _running_server(command, folder / f"{host}.log", environment)
+            service.servers.append(stack.enter_context(server))
+        service.envoy = stack.enter_context(_running_edge(OURS, service.settings, OURS.environment(**changed)))
+        yield service
+
+
+def _common_settings(folder: Path, database_url: str) -> dict[str, object]:
+    return {
+        "database_url": database_url,
+        "data_dir": folder,
+        "rate_limit_per_key": RATE_LIMIT_OFF,
+        "rate_limit_per_address": RATE_LIMIT_OFF,
+        "unknown_keys_per_second": RATE_LIMIT_OFF,  # the load begins with all its API keys at once
+        "drain_ms": 0,
+    }
+
+
+@contextmanager
+def _running_server(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[psutil.Process]:
+    with running(command, log, environment) as server:
+        _wait_until_started(lambda: "serving on" in log.read_text(), server, log)
+        yield server
+
+
+@contextmanager
+def _running_edge(tree: Tree, settings: Settings, environment: Mapping[str, str]) -> Iterator[psutil.Process]:
+    log = settings.data_dir / "envoy.log"
+    with running(tree.command("edge"), log, environment) as envoy:
+        _wait_until_started(lambda: asyncio.run(is_ready(settings)), envoy, log)
+        yield envoy
 
 
 # ---------------------------------------------------------------- what they are compared with
@@ -332,11 +382,12 @@ class Meter:
     def _read(self) -> dict[str, float]:
         times = psutil.cpu_times()
         idle_seconds = times.idle + getattr(times, "iowait", 0.0)
-        spent = {name: sum(map(_cpu_seconds, processes)) for name, processes in self._processes.items()}
+        spent = {name: sum(map(cpu_seconds, processes)) for name, processes in self._processes.items()}
         return {**spent, "idle": idle_seconds, "clock": time.monotonic()}
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds of a process and of its children that have ended. 0 if it has ended itself."""
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         # The times of children that have ended, so that processes which come and go count too.

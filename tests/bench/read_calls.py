@@ -23,30 +23,34 @@ OWNED_NUMBERS = 100_000
 """How many numbers the organization has whose list is read."""
 NUMBERS_PER_ORDER = 100
 SEARCHES_PER_SECOND = 20
+AREA_SIZE = 10_000_000
+"""How many numbers can exist in an area code."""
+AREA_STEP = 199  # has no common factor with AREA_SIZE, so its multiples are all numbers
 SERVICE = "/ordernumbers.v1.PhoneNumberService"
 
 # In each area code the numbers are spread over all ten million that exist there. A half of them is not available.
 INSERT_AREAS = f"""
     INSERT INTO phone_number (number, number_type, sms_enabled, mms_enabled, price_micros, free_at)
     SELECT
-      '+1' || area_code || lpad((i * 199 % 10000000)::text, 7, '0'),
+      '+1' || area_code || lpad((i * {AREA_STEP} %% {AREA_SIZE})::text, 7, '0'),
       'local',
       true,
       false,
       {PRICE_MICROS},
-      CASE WHEN hashint8(i * 1000 + area_code) % 2 = 0 THEN timestamptz '2099-01-01' END
+      CASE WHEN hashint8(i * 1000 + area_code) %% 2 = 0 THEN timestamptz '2099-01-01' END
     FROM generate_series({AREA_CODES.start}, {AREA_CODES.stop - 1}) AS area_code
-    CROSS JOIN generate_series(0::bigint, {NUMBERS_PER_AREA - 1}) AS i
+    CROSS JOIN generate_series(%(first)s::bigint, %(last)s::bigint) AS i
     ORDER BY 1
 """
 
 
-def add_areas(database: BenchDatabase) -> None:
-    """Add ten million numbers to the inventory."""
+def add_areas(database: BenchDatabase, indexes: range = range(NUMBERS_PER_AREA)) -> None:
+    """Add the numbers with these indexes to each area code: by default ten million in all."""
     with psycopg.connect(database.url, autocommit=True) as connection:
         for name, _ in (search_indexes.SEARCH, search_indexes.DIGITS):
             connection.execute(f"DROP INDEX {name}")  # type: ignore[call-overload]  built faster afterwards
-        connection.execute(INSERT_AREAS)  # type: ignore[call-overload]
+        parameters = {"first": indexes.start, "last": indexes.stop - 1}
+        connection.execute(INSERT_AREAS, parameters)  # type: ignore[call-overload]
         connection.execute("VACUUM ANALYZE phone_number")
     search_indexes.build(database.engine)
     database.checkpoint()

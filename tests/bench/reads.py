@@ -24,18 +24,21 @@ def read_sides(bench: Bench) -> Iterator[Side]:
     caller = Caller(service.workers[customer.worker_index(len(service.workers))], customer)
     bench.stack.callback(caller.close)
     _buy(database, service, customer)
-    calls: dict[str, Callable[[], bytes]] = {
+    for name, call in {**searches(caller), "list": caller.list_page}.items():
+        yield Side(f"reads {name}", lambda call=call: measure_read(bench, service, caller, call))
+    yield Side("reads none beside orders", lambda: _orders_beside(bench, database, service, nullcontext()))
+    yield Side("reads 20/s beside orders", lambda: _orders_beside(bench, database, service, searching(caller)))
+
+
+def searches(caller: Caller) -> dict[str, Callable[[], bytes]]:
+    """What is searched for, and the call."""
+    return {
         "area": lambda: caller.search(area=True, digits=0),
         "area + 4 digits": lambda: caller.search(area=True, digits=4),
         "area + 7 digits": lambda: caller.search(area=True, digits=7),
         "4 digits": lambda: caller.search(area=False, digits=4),
         "7 digits": lambda: caller.search(area=False, digits=7),
-        "list": caller.list_page,
     }
-    for name, call in calls.items():
-        yield Side(f"reads {name}", lambda call=call: _read(bench, service, caller, call))
-    yield Side("reads none beside orders", lambda: _orders_beside(bench, database, service, nullcontext()))
-    yield Side("reads 20/s beside orders", lambda: _orders_beside(bench, database, service, searching(caller)))
 
 
 def _buy(database: BenchDatabase, service: RunningService, customer: BenchCustomer) -> None:
@@ -45,7 +48,8 @@ def _buy(database: BenchDatabase, service: RunningService, customer: BenchCustom
     require_all_sold(run(Load("grpc", clients, {"all": orders}, warm_seconds=0, seconds=120)), len(orders))
 
 
-def _read(bench: Bench, service: RunningService, caller: Caller, call: Callable[[], bytes]) -> Measure:
+def measure_read(bench: Bench, service: RunningService, caller: Caller, call: Callable[[], bytes]) -> Measure:
+    """Measure a read, one call at a time."""
     meter = Meter(bench.parts(service))
     meter.start()
     measured = caller.measure(call, READ_WARM_SECONDS, bench.effort.seconds)

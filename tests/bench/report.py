@@ -87,6 +87,8 @@ RATIOS = (
     Ratio("rest_vs_grpc", "rest many 128", "grpc many 128", (">=", 0.8)),
     Ratio("goodput_at_10x", "overload 10x", "overload *", (">=", 0.8)),
     Ratio("two_workers_vs_one", "workers 2", "workers 1", (">=", 1.3)),
+    Ratio("four_workers_vs_one", "workers 4", "workers 1", (">=", 1.0)),
+    Ratio("two_hosts_vs_one", "hosts 2", "hosts 1", (">=", 0.9)),
     Ratio("orders_beside_searches", "reads 20/s beside orders", "reads none beside orders", (">=", 0.9)),
 )
 MEMORY = "worker_rss_mb"

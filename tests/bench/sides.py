@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from deploy.ha.network import network
 from tests.bench.clients import grpc_clients, rest_clients
 from tests.bench.database import BenchDatabase
 from tests.bench.floor import run_floor
@@ -33,6 +34,7 @@ from tests.bench.parts import (
     RunningService,
     Tree,
     running_bare_edge,
+    running_hosts,
     running_null_servers,
     running_peer,
     running_service,
@@ -46,6 +48,11 @@ OVERLOAD = (1, 10, 40)
 """Multiples of 128 orders in flight. With the last, the workers' queues are full and most orders are refused."""
 FLOOR_CLIENTS = (8, 32, 64)
 SCARCE_NUMBERS = 10
+WORKERS = (1, 2, 4)
+HOSTS = {"hosts 1": ("alone",), "hosts 2": ("first", "second")}
+"""The names of the hosts with workers, per side."""
+HOSTS_WORKERS = 2
+"""How many workers all hosts of a side have together."""
 PEER_FIRST_ORDERS = 500
 GROWTH = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000}
 PARTS = (
@@ -59,9 +66,12 @@ PARTS = (
     "fairness",
     "overload",
     "workers",
+    "hosts",
     "growth",
     "reads",
 )
+LONG_PARTS = ("size",)
+"""Parts that a run has only when they are named: they take most of an hour, and 20 GB of disk."""
 QUICK_PARTS = PARTS[:4]
 AGAINST_PARTS = ("grpc", "rest", "wide", "contention", "fairness", "overload")
 """The parts that another commit can be compared in."""
@@ -88,7 +98,7 @@ class Bench:
         self.databases: list[BenchDatabase] = []
         self.workers_rss_mb: list[float] = []
         """The memory of the largest worker, once per round."""
-        self._postgres = postgres
+        self.postgres = postgres
         self.folder = folder
         self.stack = stack
         self._services: dict[int, RunningService] = {}
@@ -96,7 +106,7 @@ class Bench:
 
     def sides(self, parts: tuple[str, ...]) -> list[Side]:
         """The sides that share one database. Starts what they need."""
-        if set(parts) - {"peer", "growth", "reads"}:
+        if set(parts) - {"peer", "growth", "reads", "size"}:
             self.open_database(self._name)
         made: dict[str, Callable[[], Iterator[Side]]] = {
             "floor": self._floor_sides,
@@ -109,6 +119,7 @@ class Bench:
             "fairness": self._fairness_sides,
             "overload": self._overload_sides,
             "workers": self._worker_sides,
+            "hosts": self._host_sides,
         }
         return [side for part in made if part in parts for side in made[part]()]
 
@@ -123,11 +134,11 @@ class Bench:
 
     @property
     def database(self) -> BenchDatabase:
-        """The database of all sides but peer, growth and reads."""
+        """The database of all sides but peer, growth, reads and size."""
         return self.databases[0]
 
     def open_database(self, name: str, **size: int) -> BenchDatabase:
-        self.databases.append(BenchDatabase(self._postgres.new_database(name), self._tree, **size))
+        self.databases.append(BenchDatabase(self.postgres.new_database(name), self._tree, **size))
         return self.databases[-1]
 
     def _service(self, workers: int | None = None) -> RunningService:
@@ -151,7 +162,7 @@ class Bench:
 
     def _floor(self, clients: int, **only: int) -> Measure:
         effort = self.effort
-        meter = Meter({"postgres": [self._postgres.process]})
+        meter = Meter({"postgres": [self.postgres.process]})
 
         def start(pgbench_pid: int) -> None:
             meter.parts = {**meter.parts, GENERATOR: [psutil.Process(pgbench_pid)]}
@@ -238,10 +249,10 @@ class Bench:
 
     def _peer(self, database: BenchDatabase, peer: RestServer, in_flight: int) -> Measure:
         clients = rest_clients(peer.address, database.customers, in_flight)
-        parts = {"server": [peer.process], "postgres": [self._postgres.process]}
+        parts = {"server": [peer.process], "postgres": [self.postgres.process]}
         return self.sell(database, "rest", clients, in_flight, parts)
 
-    # ------------------------------------------------------------ contention, fairness, overload, workers
+    # ------------------------------------------------------------ contention, fairness, overload, workers, hosts
 
     def _contention_sides(self) -> Iterator[Side]:
         service = self._service()
@@ -305,9 +316,19 @@ class Bench:
         return measure_of(group.succeeded, result.seconds, group, meter)
 
     def _worker_sides(self) -> Iterator[Side]:
-        for workers in (1, 2):
+        for workers in WORKERS:
             service = self._service(workers)
             yield Side(f"workers {workers}", lambda service=service: self._grpc(service, IN_FLIGHT[-1]))
+
+    def _host_sides(self) -> Iterator[Side]:
+        hosts = self.stack.enter_context(network([host for names in HOSTS.values() for host in names]))
+        for side, names in HOSTS.items():
+            folder = self.folder / f"hosts-{len(names)}"
+            running = running_hosts(folder, self.database.url, hosts, names, HOSTS_WORKERS // len(names))
+            service = self.stack.enter_context(running)
+            assert service.envoy
+            edge = RestServer(service.edge, service.envoy)
+            yield Side(side, lambda service=service, edge=edge: self._rest(service, edge, IN_FLIGHT[-1]))
 
     # ------------------------------------------------------------ common
 
@@ -319,7 +340,7 @@ class Bench:
         return int(per_second * (self.effort.warm_seconds + self.effort.seconds + 0.5))
 
     def parts(self, service: RunningService) -> Parts:
-        return {"server": [service.server], "postgres": [self._postgres.process]}
+        return {"server": service.servers, "postgres": [self.postgres.process]}
 
     def sell(
         self,

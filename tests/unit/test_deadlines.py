@@ -18,6 +18,13 @@ class Waiting:
         self.expired.append(asyncio.get_running_loop().time())
 
 
+async def expired(waiting):
+    """Wait until it has expired."""
+    async with asyncio.timeout(10):
+        while not waiting.expired:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_each_expires_once_at_its_deadline_and_not_before(new_loop):
     async def main():
@@ -28,11 +35,11 @@ def test_each_expires_once_at_its_deadline_and_not_before(new_loop):
         left = Waiting(now + 0.02)
         deadlines.add(left)
         deadlines.discard(left)
-        await asyncio.sleep(0.25)
+        await expired(waiting[0])
         assert [len(each.expired) for each in waiting] == [1, 1, 1, 1, 0, 1]
         late = Waiting(now + 0.3)
         deadlines.add(late)
-        await asyncio.sleep(0.1)
+        await expired(late)
         assert [len(each.expired) for each in (*waiting, late, left)] == [1, 1, 1, 1, 0, 1, 1, 0]
         assert all(at >= each.deadline for each in waiting for at in each.expired)
 
@@ -53,7 +60,7 @@ def test_what_expires_may_add_and_discard():
         third = Waiting(now + 0.08)
         deadlines.add(First(now + 0.02))
         deadlines.add(second)
-        await asyncio.sleep(0.12)
+        await expired(third)
         assert (second.expired, len(third.expired)) == ([], 1)
 
     asyncio.run(main())
