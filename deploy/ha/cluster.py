@@ -19,6 +19,7 @@ from string import Template
 from typing import Any, Self
 
 import psycopg
+import trustme
 from psycopg import sql
 
 from deploy.ha.host import Host, Program
@@ -34,9 +35,10 @@ DATABASES, SERVERS, EDGES = ("db1", "db2", "db3"), ("server1", "server2"), ("edg
 HOSTS = (*DATABASES, *SERVERS, *EDGES)
 
 EDGE_PORT, WORKER_PORT, PATRONI_PORT = 8080, 50051, 8008
+TLS_NAME = Settings.model_fields["grpc_tls_name"].default
 CONNECT_TIMEOUT_MS = 2000
-"""A host that was cut off costs each new connection so long."""
-START_SECONDS_MAX = 120
+"""Longest time to connect to one host. The others are tried meanwhile."""
+START_SECONDS_MAX = 240
 ASK_SECONDS_MAX = 3
 SWITCHOVER_SECONDS_MAX = 60
 POLL_SECONDS = 0.2
@@ -61,6 +63,7 @@ class Cluster:
         self.network = network
         self._workers = workers
         self._password = secrets.token_urlsafe(24)
+        self._authority = trustme.CA(organization_name="make ha")
         self.hosts: dict[str, Host] = {}
 
     @property
@@ -223,10 +226,11 @@ class Cluster:
             data_dir=folder,
             grpc_bind=IPv4Address(self.network.address(name)),
             grpc_port=WORKER_PORT,
-            grpc_insecure=True,
+            metrics_bind=IPv4Address(self.network.address(name)),
             workers=self._workers,
             connect_timeout_ms=CONNECT_TIMEOUT_MS,
             drain_ms=1000,
+            **self._certificate(folder),
         )
         return [Program("serve", [COMMAND, "serve"], environment_of(settings))]
 
@@ -235,11 +239,25 @@ class Cluster:
         settings = Settings(
             data_dir=folder,
             bind=IPv4Address(self.network.address(name)),
+            metrics_bind=IPv4Address(self.network.address(name)),
             rest_port=EDGE_PORT,
             servers=",".join(f"{self.network.address(server)}:{ports}" for server in SERVERS),
             drain_ms=1000,
+            **self._certificate(folder),
         )
         return [Program("edge", [COMMAND, "edge"], environment_of(settings))]
+
+    def _certificate(self, folder: Path) -> Mapping[str, Any]:
+        """Settings with a new certificate of a host. Edges and workers show each other theirs."""
+        issued = self._authority.issue_cert(TLS_NAME)
+        contents = {
+            "grpc_tls_cert": issued.cert_chain_pems[0],
+            "grpc_tls_key": issued.private_key_pem,
+            "grpc_tls_ca": self._authority.cert_pem,
+        }
+        for setting, content in contents.items():
+            write_private(folder / f"{setting}.pem", content.bytes().decode())
+        return {setting: folder / f"{setting}.pem" for setting in contents}
 
     def _make_database(self) -> None:
         with psycopg.connect(self.superuser_url(), autocommit=True, connect_timeout=3) as connection:

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.ha.cluster import WORKER_PORT
 from tests.support.stack import wait_until
 
+SECONDS_MAX = 180
 CLOCK_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 FROZEN_SECONDS = 30
 
@@ -58,7 +61,7 @@ def patroni_frozen(cluster, load):
     """PostgreSQL goes on, while another host becomes primary. Two of them accept writes."""
     host = cluster.primary()
     host.freeze_program("patroni")
-    wait_until(lambda: cluster.primary() not in (None, host))
+    wait_until(lambda: cluster.primary() not in (None, host), seconds_max=SECONDS_MAX)
     yield
     host.thaw()
 
@@ -87,7 +90,7 @@ def etcd_majority_lost(cluster, load):
     lost = cluster.standbys()
     for host in lost:
         host.kill_program("etcd")
-    wait_until(lambda: sells_nothing(load, 5), seconds_max=90)
+    wait_until(lambda: sells_nothing(load, 5), seconds_max=SECONDS_MAX)
     for host in lost:
         host.start()
     yield
@@ -99,7 +102,7 @@ def server_lost(cluster, load):
     host.kill()
     yield
     host.start()
-    wait_until(cluster.edges_serve)
+    wait_until(lambda: listens(host.address, WORKER_PORT), seconds_max=SECONDS_MAX)
 
 
 @contextmanager
@@ -108,7 +111,7 @@ def edge_lost(cluster, load):
     host.kill()
     yield
     host.start()
-    wait_until(cluster.edges_serve)
+    wait_until(cluster.edges_serve, seconds_max=SECONDS_MAX)
 
 
 def clock(seconds):
@@ -125,9 +128,9 @@ def clock(seconds):
         cluster.switch_over(host.name)
         load.wait_for_orders(200)
         yield
-        wait_until(cluster.is_whole, seconds_max=120)
+        wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         cluster.switch_over()
-        wait_until(cluster.is_whole, seconds_max=120)
+        wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         load.wait_for_orders(200)
         restart_patroni(cluster, host, {})
 
@@ -137,7 +140,7 @@ def clock(seconds):
 def restart_patroni(cluster, host, environment):
     host.stop_program("patroni")
     host.start(environment)
-    wait_until(cluster.is_whole, seconds_max=120)
+    wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
 
 
 def sells_nothing(load, seconds):
@@ -145,3 +148,12 @@ def sells_nothing(load, seconds):
     sold = load.sold
     time.sleep(seconds)
     return load.sold == sold
+
+
+def listens(host, port):
+    """Whether something accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
