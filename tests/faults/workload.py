@@ -102,6 +102,8 @@ class Workload:
         self.engine = engine
         self.sent: list[SentOrder] = []
         self.sent_once: list[SentOrder] = []
+        self.sold = 0
+        """How many orders of `sent` have a successful response."""
         self._deadlines = deadlines
         self._edges = [f"127.0.0.1:{edges}"] if isinstance(edges, int) else edges
         self._clients_count, self._clients_without_keys_count = clients, clients_without_keys
@@ -125,11 +127,6 @@ class Workload:
         self._thread.join(SETTLE_SECONDS_MAX + 30)
         if kind is None and self._failure:
             raise self._failure
-
-    @property
-    def sold(self) -> int:
-        """How many orders have a successful response."""
-        return sum(1 for order in list(self.sent) if order.sales)
 
     def wait_for_orders(self, count: int, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Wait for `count` more successful orders, which show that the service works."""
@@ -175,6 +172,7 @@ class Workload:
             while True:
                 order.outcomes.append(await rng.choice(calls)(order))
                 if order.outcomes[-1].code not in RETRIED or gives_up:
+                    self.sold += bool(order.sales)
                     break
                 assert time.monotonic() < deadline, f"it is unknown what became of {order}"
                 await asyncio.sleep(rng.uniform(0.05, 0.2))
