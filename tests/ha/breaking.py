@@ -1,11 +1,14 @@
 """The faults. Each is a context in which something is broken, and repaired at its end."""
 
 import os
+import re
 import signal
 import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import psycopg
 
 from deploy.ha.cluster import WORKER_PORT
 from tests.support.stack import wait_until
@@ -117,29 +120,40 @@ def edge_lost(cluster, load):
 def clock(seconds):
     @contextmanager
     def wrong(cluster, load):
-        """The clock of one host is wrong, and it becomes primary. etcd has no such clock: it does not use libc."""
+        """The clock of PostgreSQL on one host is wrong, and it becomes primary.
+
+        Only of PostgreSQL: etcd does not ask libc for the time, and in Patroni Python's `time.sleep` would fail.
+        """
         host = cluster.standbys()[0]
-        wrong_clock = {
-            "LD_PRELOAD": str(CLOCK_LIBRARY),
-            "FAKETIME": f"{seconds:+}s",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-        restart_patroni(cluster, host, wrong_clock)
+        settings = host.folder / "patroni.yaml"
+        right = settings.read_text()
+        binaries = re.search("bin_dir: (.*)", right)[1]
+        postgres = host.folder / "postgres-with-another-clock"
+        environment = f"LD_PRELOAD={CLOCK_LIBRARY} FAKETIME={seconds:+}s FAKETIME_DONT_FAKE_MONOTONIC=1"
+        postgres.write_text(f'#!/bin/sh\n{environment} exec {binaries}/postgres "$@"\n')
+        postgres.chmod(0o755)
+        restart_patroni(
+            cluster, host, right.replace("  bin_dir:", f"  bin_name:\n    postgres: {postgres}\n  bin_dir:")
+        )
         cluster.switch_over(host.name)
         load.wait_for_orders(200)
+        with psycopg.connect(cluster.superuser_url(), connect_timeout=10) as connection:
+            ((now,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchall()
+        assert abs(float(now) - time.time() - seconds) < 15
         yield
         wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         cluster.switch_over()
         wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         load.wait_for_orders(200)
-        restart_patroni(cluster, host, {})
+        restart_patroni(cluster, host, right)
 
     return wrong
 
 
-def restart_patroni(cluster, host, environment):
+def restart_patroni(cluster, host, settings):
     host.stop_program("patroni")
-    host.start(environment)
+    (host.folder / "patroni.yaml").write_text(settings)
+    host.start()
     wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
 
 
