@@ -150,6 +150,15 @@ def clock(seconds):
     return wrong
 
 
+def repair(cluster):
+    """Undo what a test that has failed left broken."""
+    for host in cluster.hosts.values():
+        host.thaw()
+        if cluster.network.can_cut:
+            host.join()
+        host.start()
+
+
 def restart_patroni(cluster, host, settings):
     host.stop_program("patroni")
     (host.folder / "patroni.yaml").write_text(settings)

@@ -59,6 +59,8 @@ def test_no_order_is_lost_or_doubled(request, faults, cluster, load, edge_logs, 
     def until_whole():
         wait_until(cluster.is_whole, seconds_max=WHOLE_SECONDS_MAX, report=cluster.members)
 
+    breaking.repair(cluster)
+    until_whole()
     with load() as clients:
         for fault in faults:
             until_whole()
