@@ -114,10 +114,7 @@ class Cluster:
 
     def members(self) -> list[dict[str, Any]]:
         """What Patroni tells of the database hosts: name, role, state, lag. Empty if no host answers."""
-        for name in DATABASES:
-            with suppress(*NO_ANSWER):
-                return list(self._ask(name, "/cluster")["members"])
-        return []
+        return next(filter(None, map(self._members, DATABASES)), [])
 
     def primary(self) -> Host | None:
         """The host with the primary, if there is one."""
@@ -132,15 +129,18 @@ class Cluster:
         return [host for host in self.databases if host is not primary]
 
     def is_whole(self) -> bool:
-        """Whether all hosts run, with one primary and two standbys that it replicates to."""
-        members = self.members()
-        standbys = [m for m in members if m["role"] in ("quorum_standby", "sync_standby")]
-        return (
-            len(members) == len(DATABASES)
-            and self.primary() is not None
-            and len(standbys) == len(DATABASES) - 1
-            and all(m["state"] == "streaming" for m in standbys)
-        )
+        """Whether all hosts run, and agree on one primary and two standbys that it replicates to.
+
+        One that was cut off or frozen may still tell what was true before.
+        """
+        primaries = set()
+        for name in DATABASES:
+            members = self._members(name)
+            standbys = [m for m in members if m["role"] in ("quorum_standby", "sync_standby")]
+            if [m["state"] for m in standbys] != ["streaming"] * (len(DATABASES) - 1):
+                return False
+            primaries |= {m["name"] for m in members if m["role"] == "leader"}
+        return len(primaries) == 1
 
     def edges_serve(self) -> bool:
         """Whether both edges have a worker that is SERVING."""
@@ -269,6 +269,12 @@ class Cluster:
         done = subprocess.run(upgrade, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise OperatorError(f"the database cannot be migrated: {done.stderr.strip()}")
+
+    def _members(self, name: str) -> list[dict[str, Any]]:
+        """The members of the cluster as a host knows them. Empty if it does not answer."""
+        with suppress(*NO_ANSWER):
+            return list(self._ask(name, "/cluster")["members"])
+        return []
 
     def _ask(self, name: str, path: str, body: Any = None, seconds_max: float = ASK_SECONDS_MAX) -> Any:
         """Ask Patroni on a host. Raises OSError if it does not answer with 200."""
