@@ -140,7 +140,7 @@ class Cluster:
             if [m["state"] for m in standbys] != ["streaming"] * (len(DATABASES) - 1):
                 return False
             primaries |= {m["name"] for m in members if m["role"] == "leader"}
-        return len(primaries) == 1
+        return len(primaries) == 1 and self.primary() is not None
 
     def edges_serve(self) -> bool:
         """Whether both edges have a worker that is SERVING."""
