@@ -34,7 +34,7 @@ from server.run.serve import environment_of
 DATABASES, SERVERS, EDGES = ("db1", "db2", "db3"), ("server1", "server2"), ("edge1", "edge2")
 HOSTS = (*DATABASES, *SERVERS, *EDGES)
 
-EDGE_PORT, WORKER_PORT, PATRONI_PORT = 8080, 50051, 8008
+EDGE_PORT, WORKER_PORT, PATRONI_PORT, ETCD_PORT = 8080, 50051, 8008, 2379
 TLS_NAME = Settings.model_fields["grpc_tls_name"].default
 CONNECT_TIMEOUT_MS = 2000
 """Longest time to connect to one host. The others are tried meanwhile."""
@@ -140,7 +140,7 @@ class Cluster:
             if [m["state"] for m in standbys] != ["streaming"] * (len(DATABASES) - 1):
                 return False
             primaries |= {m["name"] for m in members if m["role"] == "leader"}
-        return len(primaries) == 1 and self.primary() is not None
+        return len(primaries) == 1 and self.primary() is not None and all(map(self._has_etcd, DATABASES))
 
     def edges_serve(self) -> bool:
         """Whether both edges have a worker that is SERVING."""
@@ -275,6 +275,12 @@ class Cluster:
         with suppress(*NO_ANSWER):
             return list(self._ask(name, "/cluster")["members"])
         return []
+
+    def _has_etcd(self, name: str) -> bool:
+        """Whether the etcd member of a host has a leader. After a cut that takes longer than its Patroni needs."""
+        with suppress(*NO_ANSWER):
+            return bool(_get(f"http://{self.network.address(name)}:{ETCD_PORT}/health")["health"] == "true")
+        return False
 
     def _ask(self, name: str, path: str, body: Any = None, seconds_max: float = ASK_SECONDS_MAX) -> Any:
         """Ask Patroni on a host. Raises OSError if it does not answer with 200."""
