@@ -19,6 +19,7 @@ from string import Template
 from typing import Any, Self
 
 import psycopg
+import trustme
 from psycopg import sql
 
 from deploy.ha.host import Host, Program
@@ -33,10 +34,11 @@ from server.run.serve import environment_of
 DATABASES, SERVERS, EDGES = ("db1", "db2", "db3"), ("server1", "server2"), ("edge1", "edge2")
 HOSTS = (*DATABASES, *SERVERS, *EDGES)
 
-EDGE_PORT, WORKER_PORT, PATRONI_PORT = 8080, 50051, 8008
+EDGE_PORT, WORKER_PORT, PATRONI_PORT, ETCD_PORT = 8080, 50051, 8008, 2379
+TLS_NAME = Settings.model_fields["grpc_tls_name"].default
 CONNECT_TIMEOUT_MS = 2000
-"""A host that was cut off costs each new connection so long."""
-START_SECONDS_MAX = 120
+"""Longest time to connect to one host. The others are tried meanwhile."""
+START_SECONDS_MAX = 240
 ASK_SECONDS_MAX = 3
 SWITCHOVER_SECONDS_MAX = 60
 POLL_SECONDS = 0.2
@@ -61,6 +63,7 @@ class Cluster:
         self.network = network
         self._workers = workers
         self._password = secrets.token_urlsafe(24)
+        self._authority = trustme.CA(organization_name="make ha")
         self.hosts: dict[str, Host] = {}
 
     @property
@@ -111,10 +114,7 @@ class Cluster:
 
     def members(self) -> list[dict[str, Any]]:
         """What Patroni tells of the database hosts: name, role, state, lag. Empty if no host answers."""
-        for name in DATABASES:
-            with suppress(*NO_ANSWER):
-                return list(self._ask(name, "/cluster")["members"])
-        return []
+        return next(filter(None, map(self._members, DATABASES)), [])
 
     def primary(self) -> Host | None:
         """The host with the primary, if there is one."""
@@ -129,15 +129,18 @@ class Cluster:
         return [host for host in self.databases if host is not primary]
 
     def is_whole(self) -> bool:
-        """Whether all hosts run, with one primary and two standbys that it replicates to."""
-        members = self.members()
-        standbys = [m for m in members if m["role"] in ("quorum_standby", "sync_standby")]
-        return (
-            len(members) == len(DATABASES)
-            and self.primary() is not None
-            and len(standbys) == len(DATABASES) - 1
-            and all(m["state"] == "streaming" for m in standbys)
-        )
+        """Whether all hosts run, and agree on one primary and two standbys that it replicates to.
+
+        One that was cut off or frozen may still tell what was true before.
+        """
+        primaries = set()
+        for name in DATABASES:
+            members = self._members(name)
+            standbys = [m for m in members if m["role"] in ("quorum_standby", "sync_standby")]
+            if [m["state"] for m in standbys] != ["streaming"] * (len(DATABASES) - 1):
+                return False
+            primaries |= {m["name"] for m in members if m["role"] == "leader"}
+        return len(primaries) == 1 and self.primary() is not None and all(map(self._has_etcd, DATABASES))
 
     def edges_serve(self) -> bool:
         """Whether both edges have a worker that is SERVING."""
@@ -223,10 +226,11 @@ class Cluster:
             data_dir=folder,
             grpc_bind=IPv4Address(self.network.address(name)),
             grpc_port=WORKER_PORT,
-            grpc_insecure=True,
+            metrics_bind=IPv4Address(self.network.address(name)),
             workers=self._workers,
             connect_timeout_ms=CONNECT_TIMEOUT_MS,
             drain_ms=1000,
+            **self._certificate(folder),
         )
         return [Program("serve", [COMMAND, "serve"], environment_of(settings))]
 
@@ -235,11 +239,25 @@ class Cluster:
         settings = Settings(
             data_dir=folder,
             bind=IPv4Address(self.network.address(name)),
+            metrics_bind=IPv4Address(self.network.address(name)),
             rest_port=EDGE_PORT,
             servers=",".join(f"{self.network.address(server)}:{ports}" for server in SERVERS),
             drain_ms=1000,
+            **self._certificate(folder),
         )
         return [Program("edge", [COMMAND, "edge"], environment_of(settings))]
+
+    def _certificate(self, folder: Path) -> Mapping[str, Any]:
+        """Settings with a new certificate of a host. Edges and workers show each other theirs."""
+        issued = self._authority.issue_cert(TLS_NAME)
+        contents = {
+            "grpc_tls_cert": issued.cert_chain_pems[0],
+            "grpc_tls_key": issued.private_key_pem,
+            "grpc_tls_ca": self._authority.cert_pem,
+        }
+        for setting, content in contents.items():
+            write_private(folder / f"{setting}.pem", content.bytes().decode())
+        return {setting: folder / f"{setting}.pem" for setting in contents}
 
     def _make_database(self) -> None:
         with psycopg.connect(self.superuser_url(), autocommit=True, connect_timeout=3) as connection:
@@ -251,6 +269,18 @@ class Cluster:
         done = subprocess.run(upgrade, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise OperatorError(f"the database cannot be migrated: {done.stderr.strip()}")
+
+    def _members(self, name: str) -> list[dict[str, Any]]:
+        """The members of the cluster as a host knows them. Empty if it does not answer."""
+        with suppress(*NO_ANSWER):
+            return list(self._ask(name, "/cluster")["members"])
+        return []
+
+    def _has_etcd(self, name: str) -> bool:
+        """Whether the etcd member of a host has a leader. After a cut that takes longer than its Patroni needs."""
+        with suppress(*NO_ANSWER):
+            return bool(_get(f"http://{self.network.address(name)}:{ETCD_PORT}/health")["health"] == "true")
+        return False
 
     def _ask(self, name: str, path: str, body: Any = None, seconds_max: float = ASK_SECONDS_MAX) -> Any:
         """Ask Patroni on a host. Raises OSError if it does not answer with 200."""

@@ -15,7 +15,7 @@ from deploy.ha.network import Network
 from server.run.embedded.guard import guarded
 
 STOP_SECONDS_MAX = 30
-KILL_SECONDS_MAX = 10
+KILL_SECONDS_MAX = 60
 POLL_SECONDS = 0.05
 
 

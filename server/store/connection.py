@@ -18,6 +18,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from server.config import Settings
 from server.store.engine import APPLICATION, complete
+from server.store.hosts import connect_to_any
 from server.store.statements import BoundStatement, Statement, load, milliseconds
 
 IDLE_CHECK_SECONDS_MAX = 1.0
@@ -78,16 +79,13 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
 
     Each host of the URL may take `connect_timeout_ms`.
     """
+    seconds_max = settings.connect_timeout_ms // 1000
     try:
-        connection = PipelinedConnection(
-            await AsyncConnection.connect(
-                complete(url, settings.connect_timeout_ms // 1000), autocommit=True, application_name=APPLICATION
-            )
-        )
+        connection = PipelinedConnection(await connect_to_any(complete(url, seconds_max), APPLICATION, seconds_max))
     except psycopg.Error as error:
         raise DatabaseAway(error) from None
     try:
-        async with connection.at_most(settings.connect_timeout_ms / 1000):
+        async with connection.at_most(seconds_max):
             await connection.prepare(_session(settings), (ROLLBACK, *statements))
     except BaseException as error:
         connection.cut()

@@ -28,7 +28,7 @@ from ordernumbers.v1.orders_pb2 import OrderNumbersRequest, OrderNumbersResponse
 from server.store.check import violations
 from tests.support.callers import METHOD, ROUTE
 from tests.support.customer import Customer
-from tests.support.stack import wait_until
+from tests.support.stack import WAIT_SECONDS_MAX, wait_until
 
 CLIENTS = 12
 CLIENTS_WITHOUT_KEYS = 6
@@ -36,7 +36,7 @@ CALL_SECONDS_MAX = 8.0
 THINK_SECONDS_MAX = 0.1
 REST_SECONDS_MAX = 5.0
 """The default of ORDERNUMBERS_REST_DEADLINE_MS."""
-SETTLE_SECONDS_MAX = 90
+SETTLE_SECONDS_MAX = 180
 """How long a client tries to learn what became of an order."""
 
 NO_RESPONSE = "NO_RESPONSE"
@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
     ended: float = 0.0
     seconds_max: float = CALL_SECONDS_MAX
     """How long the service might take to respond."""
+    request_id: str = ""
+    """Its X-Request-Id. REST only."""
 
 
 @dataclass
@@ -100,6 +102,8 @@ class Workload:
         self.engine = engine
         self.sent: list[SentOrder] = []
         self.sent_once: list[SentOrder] = []
+        self.sold = 0
+        """How many orders of `sent` have a successful response."""
         self._deadlines = deadlines
         self._edges = [f"127.0.0.1:{edges}"] if isinstance(edges, int) else edges
         self._clients_count, self._clients_without_keys_count = clients, clients_without_keys
@@ -124,16 +128,12 @@ class Workload:
         if kind is None and self._failure:
             raise self._failure
 
-    @property
-    def sold(self) -> int:
-        """How many orders have a successful response."""
-        return sum(1 for order in list(self.sent) if order.sales)
-
-    def wait_for_orders(self, count: int) -> None:
+    def wait_for_orders(self, count: int, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Wait for `count` more successful orders, which show that the service works."""
         target = self.sold + count
         wait_until(
             lambda: self.sold >= target,
+            seconds_max=seconds_max,
             is_hopeless=lambda: self._failure,
             report=lambda: self._failure or f"{self.sold} of {target} orders",
         )
@@ -172,6 +172,7 @@ class Workload:
             while True:
                 order.outcomes.append(await rng.choice(calls)(order))
                 if order.outcomes[-1].code not in RETRIED or gives_up:
+                    self.sold += bool(order.sales)
                     break
                 assert time.monotonic() < deadline, f"it is unknown what became of {order}"
                 await asyncio.sleep(rng.uniform(0.05, 0.2))
@@ -326,7 +327,8 @@ async def _send_over_rest(client: httpx.AsyncClient, order: SentOrder) -> Outcom
         body = response.json()
     except (httpx.TransportError, ValueError):
         return Outcome(NO_RESPONSE)
-    return Outcome("OK", body["data"]) if body["success"] else Outcome(body["error"]["code"])
+    outcome = Outcome("OK", body["data"]) if body["success"] else Outcome(body["error"]["code"])
+    return outcome._replace(request_id=response.headers["x-request-id"])
 
 
 async def _send_over_grpc(method: Any, order: SentOrder) -> Outcome:

@@ -1,13 +1,19 @@
 """The faults. Each is a context in which something is broken, and repaired at its end."""
 
 import os
+import re
 import signal
+import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
+from deploy.ha.cluster import WORKER_PORT
 from tests.support.stack import wait_until
 
+SECONDS_MAX = 180
 CLOCK_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 FROZEN_SECONDS = 30
 
@@ -58,7 +64,7 @@ def patroni_frozen(cluster, load):
     """PostgreSQL goes on, while another host becomes primary. Two of them accept writes."""
     host = cluster.primary()
     host.freeze_program("patroni")
-    wait_until(lambda: cluster.primary() not in (None, host))
+    wait_until(lambda: cluster.primary() not in (None, host), seconds_max=SECONDS_MAX)
     yield
     host.thaw()
 
@@ -87,7 +93,7 @@ def etcd_majority_lost(cluster, load):
     lost = cluster.standbys()
     for host in lost:
         host.kill_program("etcd")
-    wait_until(lambda: sells_nothing(load, 5), seconds_max=90)
+    wait_until(lambda: sells_nothing(load, 5), seconds_max=SECONDS_MAX)
     for host in lost:
         host.start()
     yield
@@ -99,7 +105,7 @@ def server_lost(cluster, load):
     host.kill()
     yield
     host.start()
-    wait_until(cluster.edges_serve)
+    wait_until(lambda: listens(host.address, WORKER_PORT), seconds_max=SECONDS_MAX)
 
 
 @contextmanager
@@ -108,36 +114,56 @@ def edge_lost(cluster, load):
     host.kill()
     yield
     host.start()
-    wait_until(cluster.edges_serve)
+    wait_until(cluster.edges_serve, seconds_max=SECONDS_MAX)
 
 
 def clock(seconds):
     @contextmanager
     def wrong(cluster, load):
-        """The clock of one host is wrong, and it becomes primary. etcd has no such clock: it does not use libc."""
+        """The clock of PostgreSQL on one host is wrong, and it becomes primary.
+
+        Only of PostgreSQL: etcd does not ask libc for the time, and in Patroni Python's `time.sleep` would fail.
+        """
         host = cluster.standbys()[0]
-        wrong_clock = {
-            "LD_PRELOAD": str(CLOCK_LIBRARY),
-            "FAKETIME": f"{seconds:+}s",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-        restart_patroni(cluster, host, wrong_clock)
+        settings = host.folder / "patroni.yaml"
+        right = settings.read_text()
+        binaries = re.search("bin_dir: (.*)", right)[1]
+        postgres = host.folder / "postgres-with-another-clock"
+        environment = f"LD_PRELOAD={CLOCK_LIBRARY} FAKETIME={seconds:+}s FAKETIME_DONT_FAKE_MONOTONIC=1"
+        postgres.write_text(f'#!/bin/sh\n{environment} exec {binaries}/postgres "$@"\n')
+        postgres.chmod(0o755)
+        restart_patroni(
+            cluster, host, right.replace("  bin_dir:", f"  bin_name:\n    postgres: {postgres}\n  bin_dir:")
+        )
         cluster.switch_over(host.name)
         load.wait_for_orders(200)
+        with psycopg.connect(cluster.superuser_url(), connect_timeout=10) as connection:
+            ((now,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchall()
+        assert abs(float(now) - time.time() - seconds) < 15
         yield
-        wait_until(cluster.is_whole, seconds_max=120)
+        wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         cluster.switch_over()
-        wait_until(cluster.is_whole, seconds_max=120)
+        wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
         load.wait_for_orders(200)
-        restart_patroni(cluster, host, {})
+        restart_patroni(cluster, host, right)
 
     return wrong
 
 
-def restart_patroni(cluster, host, environment):
+def repair(cluster):
+    """Undo what a test that has failed left broken."""
+    for host in cluster.hosts.values():
+        host.thaw()
+        if cluster.network.can_cut:
+            host.join()
+        host.start()
+
+
+def restart_patroni(cluster, host, settings):
     host.stop_program("patroni")
-    host.start(environment)
-    wait_until(cluster.is_whole, seconds_max=120)
+    (host.folder / "patroni.yaml").write_text(settings)
+    host.start()
+    wait_until(cluster.is_whole, seconds_max=SECONDS_MAX)
 
 
 def sells_nothing(load, seconds):
@@ -145,3 +171,12 @@ def sells_nothing(load, seconds):
     sold = load.sold
     time.sleep(seconds)
     return load.sold == sold
+
+
+def listens(host, port):
+    """Whether something accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

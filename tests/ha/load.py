@@ -1,21 +1,50 @@
 """The clients of the fault suite at both edges, and what they have measured when a fault is over."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 from sqlalchemy import text
 
-from tests.faults.workload import NO_RESPONSE, Outcome, SentOrder, Workload
+from deploy.ha.cluster import EDGES
+from tests.faults.workload import CALL_SECONDS_MAX, NO_RESPONSE, REST_SECONDS_MAX, Outcome, SentOrder, Workload
+from tests.support.callers import METHOD, ROUTE
 
-CLIENTS, CLIENTS_WITHOUT_KEYS = 24, 12
 NUMBERS = 60_000
+WAIT_SECONDS_MAX = 180
 LATE_SECONDS = 1.0
 """How much later than its deadline a response may come: two cores run seven hosts and all clients."""
 
 
+class EdgeLogs:
+    """The calls that the edges have logged. Envoy writes them up to ten seconds later."""
+
+    def __init__(self, cluster):
+        self._read = {cluster.hosts[name].folder / "edge.log": 0 for name in EDGES}
+
+    def new_calls(self) -> list[dict]:
+        """The calls that were not returned before."""
+        calls = []
+        for path, begin in self._read.items():
+            lines, _, _ = path.read_bytes()[begin:].rpartition(b"\n")
+            self._read[path] = begin + len(lines)
+            for line in lines.splitlines():
+                with suppress(ValueError):  # an edge that was killed leaves a part of a line
+                    calls.append(json.loads(line))
+        return [call for call in calls if "request_id" in call]
+
+
+def late_calls(calls: list[dict]) -> list[dict]:
+    """Those of the orders that took longer than their deadline at an edge."""
+    limits = {ROUTE: REST_SECONDS_MAX, METHOD: CALL_SECONDS_MAX}
+    orders = [call for call in calls if call.get("path") in limits]
+    return [call for call in orders if call["ms"] > 1000 * (limits[call["path"]] + LATE_SECONDS)]
+
+
 @dataclass(frozen=True)
 class Measured:
-    """What one fault did. All but the first three should be 0."""
+    """What one fault did. From `lost` to `late` all should be 0."""
 
     fault: str
     gap_seconds: float
@@ -28,16 +57,28 @@ class Measured:
     sold_after_503: int
     """Orders that are there, though each of their responses said that they were not carried out."""
     late: int
-    """Responses after the deadline of their call."""
+    """Calls that an edge ended after their deadline."""
+    late_at_clients: int
+    """Responses that a client has seen after the deadline of their call. A client without CPU is late itself."""
 
 
 class Load(Workload):
     """Clients of both edges."""
 
-    def __init__(self, engine, edges):
-        super().__init__(engine, edges, numbers=NUMBERS, clients=CLIENTS, clients_without_keys=CLIENTS_WITHOUT_KEYS)
+    def __init__(self, engine, edges, *, clients, clients_without_keys):
+        super().__init__(
+            engine,
+            edges,
+            numbers=NUMBERS,
+            deadlines=(0.3, CALL_SECONDS_MAX),
+            clients=clients,
+            clients_without_keys=clients_without_keys,
+        )
 
-    def measured(self, fault: str, since: float) -> Measured:
+    def wait_for_orders(self, count: int, seconds_max: float = WAIT_SECONDS_MAX) -> None:
+        super().wait_for_orders(count, seconds_max)
+
+    def measured(self, fault: str, since: float, late: int) -> Measured:
         """Compare what the clients received with the database, when all of them have ended."""
         assigned = self._assigned()
         keys = self._stored_keys()
@@ -55,12 +96,13 @@ class Load(Workload):
             lost=sum(not _is_there(order, assigned) for order in acknowledged),
             doubled=len(twice) + sum(len(orders) > 1 for orders in owners.values()),
             sold_after_503=sum(_is_there_all_the_same(order, self._all_of(order), assigned, keys) for order in orders),
-            late=len(self.late),
+            late=late,
+            late_at_clients=len(self.late),
         )
 
     @property
     def late(self) -> list[Outcome]:
-        """Responses after the deadline of their call."""
+        """Responses that a client has seen after the deadline of their call."""
         return [outcome for order in [*self.sent, *self.sent_once] for outcome in order.outcomes if _is_late(outcome)]
 
     def _all_of(self, order: SentOrder) -> list[SentOrder]:

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 ORDERS, DECISION = "server/store/orders.py", "server/rules/ordering.py"
 CONNECTION, WRITE_CONNECTION = "server/store/connection.py", "server/write_connection.py"
+HOSTS = "server/store/hosts.py"
 ENDING, ACCESS, ALONE = "server/store/transaction.py", "server/rules/access.py", "server/one_by_one.py"
 CONFLICTS, PENDING, SQL = "server/store/conflicts.py", "server/pending.py", "server/store/sql/order.sql"
 TRANSACTION = "tests/store/test_order_transaction.py"
@@ -96,6 +97,8 @@ MUTANTS = (
         "await self._opening",
         FAILOVER,
     ),
+    Mutant("a silent host delays the next one", HOSTS, "timeout=HEAD_START_SECONDS", "timeout=None", FAILOVER),
+    Mutant("a host that refused is not tried again", HOSTS, "untried, refused = refused, untried", "pass", FAILOVER),
     Mutant(
         "a connection is kept after any error",
         WRITE_CONNECTION,

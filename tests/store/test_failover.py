@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import text
 
 from server import keys
@@ -63,23 +64,23 @@ def test_an_order_that_expires_while_the_connection_opens_is_not_sent(database, 
     hasty, patient = customer.numbers(2)
 
     async def work(batcher):
-        return await asyncio.gather(buy(batcher, customer, hasty, 0.5), buy(batcher, customer, patient, 20))
+        return await asyncio.gather(buy(batcher, customer, hasty, 0.2), buy(batcher, customer, patient, 20))
 
-    url = hosts(database.url, silent[0])
+    url = hosts(database.url, *silent)
     assert run(url, work, connect_timeout_ms=2000) == [Code.UNAVAILABLE, "PLACED"]
     assert customer.owned() == {patient}
 
 
 @pytest.mark.parametrize("first", ["dead", "refusing", "dead dead"])
 def test_orders_reach_the_next_host_when_the_first_does_not_answer(database, customer, silent, first):
-    """Each caller waits for less time than the attempt at one dead host takes."""
+    """Each caller waits for less time than the head start of one dead host."""
     numbers = customer.numbers(60)
     ports = {"dead": silent[:1], "refusing": [REFUSING], "dead dead": silent}[first]
     url, settings = hosts(database.url, *ports), Settings(connect_timeout_ms=2000)
 
     async def work(batcher):
         for number in numbers:
-            if await buy(batcher, customer, number, 0.5) == "PLACED":
+            if await buy(batcher, customer, number, 0.2) == "PLACED":
                 return await buy(batcher, customer, customer.numbers(1)[0])
         return None
 
@@ -88,7 +89,7 @@ def test_orders_reach_the_next_host_when_the_first_does_not_answer(database, cus
         try:
             for _ in range(60):
                 try:
-                    return await reader.find_keys([keys.digest(customer.key)], 0.5)
+                    return await reader.find_keys([keys.digest(customer.key)], 0.2)
                 except DatabaseAway:
                     pass
         finally:
@@ -96,6 +97,35 @@ def test_orders_reach_the_next_host_when_the_first_does_not_answer(database, cus
 
     assert run(url, work, connect_timeout_ms=2000) == "PLACED"
     assert asyncio.run(look_up()).keys() == {keys.digest(customer.key)}
+
+
+def test_a_silent_host_does_not_delay_an_order_for_its_whole_timeout(database, customer, silent):
+    url = hosts(database.url, *silent)
+    (number,) = customer.numbers(1)
+    assert run(url, lambda batcher: buy(batcher, customer, number, 20), connect_timeout_ms=60_000) == "PLACED"
+
+
+def test_a_new_primary_is_found_while_another_host_is_silent(database, customer, silent):
+    """It refuses at first, as a standby does."""
+    (number,) = customer.numbers(1)
+
+    def read_only(value):
+        options = "-c default_transaction_read_only=off"
+        with psycopg.connect(database.url, autocommit=True, options=options) as connection:
+            name = sql.Identifier(connection.info.dbname)
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}").format(name, sql.SQL(value))
+            )
+
+    async def work(batcher):
+        buying = asyncio.create_task(buy(batcher, customer, number, 20))
+        await asyncio.sleep(1)
+        assert not buying.done()
+        read_only("off")
+        return await buying
+
+    read_only("on")
+    assert run(hosts(database.url, silent[0]), work, connect_timeout_ms=60_000) == "PLACED"
 
 
 def test_orders_continue_at_the_next_host_when_the_first_dies_under_load(database, customer):
