@@ -81,7 +81,7 @@ async def connect(url: str, settings: Settings, statements: Sequence[Statement])
     """
     seconds_max = settings.connect_timeout_ms // 1000
     try:
-        connection = PipelinedConnection(await connect_to_any(complete(url, seconds_max), APPLICATION, seconds_max))
+        connection = PipelinedConnection(await connect_to_any(complete(url, seconds_max), APPLICATION))
     except psycopg.Error as error:
         raise DatabaseAway(error) from None
     try:

@@ -97,8 +97,8 @@ MUTANTS = (
         "await self._opening",
         FAILOVER,
     ),
-    Mutant("a silent host delays the next one", HOSTS, "timeout=HEAD_START_SECONDS", "timeout=None", FAILOVER),
-    Mutant("a host that refused is not tried again", HOSTS, "untried, refused = refused, untried", "pass", FAILOVER),
+    Mutant("a silent host delays the next one", HOSTS, "timeout=wait_seconds", "timeout=None", FAILOVER),
+    Mutant("a host that failed is not tried again", HOSTS, "untried, failed = failed, untried", "pass", FAILOVER),
     Mutant(
         "a connection is kept after any error",
         WRITE_CONNECTION,

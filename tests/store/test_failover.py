@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from server import keys
@@ -18,6 +19,7 @@ from server.run.embedded.postgres import EmbeddedPostgres
 from server.store import migrations, orders
 from server.store.connection import DatabaseAway, PipelinedConnection, connect
 from server.store.engine import admin_engine
+from server.store.hosts import _hosts
 from server.store.reads import KEYS, Reader
 from server.store.transaction import BEGIN, Limits
 from tests.store.test_unknown_outcomes import assigned
@@ -401,3 +403,17 @@ def test_an_idle_backend_is_no_unsettled_commit(database, customer):
     with Proxy(database.url, keeps_servers=True) as proxy:
         responses = run(proxy.url, work, unsettled_commits_max=1, transaction_max_ms=500)
         assert responses == ("PLACED", "PLACED")
+
+
+@pytest.mark.parametrize("options", ["hostaddr=10.0.0.1", "port=1,2,3", "target_session_attrs=prefer-standby"])
+def test_a_url_that_cannot_be_split_is_left_to_psycopg(options):
+    url = f"postgresql://someone@a,b/database?{options}"
+    assert _hosts(url) == [url]
+
+
+def test_each_host_has_its_own_port_and_address():
+    urls = _hosts("postgresql://someone@a:1,[::1]:2/database?hostaddr=10.0.0.1,::1")
+    assert [[conninfo_to_dict(url)[name] for name in ("host", "hostaddr", "port")] for url in urls] == [
+        ["a", "10.0.0.1", "1"],
+        ["::1", "::1", "2"],
+    ]
