@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     transaction_max_ms: Annotated[int, Field(ge=500, le=60_000)] = 5000
     """Longest time for the transaction of an order or another write."""
     isolation: Literal["read committed", "serializable"] = "read committed"
-    """Isolation level of every transaction. `serializable` is for engines that have no other."""
+    """Isolation level of transactions. `serializable` is for engines that have no other. All workers need the same."""
     idle_in_transaction_timeout_ms: Count = 5000
     """How long a worker may be frozen in a transaction. Then PostgreSQL ends it, which frees its rows."""
     connect_timeout_ms: Annotated[int, Field(ge=2000, le=60_000, multiple_of=1000)] = 3000

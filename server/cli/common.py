@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from server.config import settings
 from server.errors import OperatorError
 from server.store import admin
-from server.store.conflicts import CONFLICTS, TRIES_MAX
+from server.store.conflicts import CONFLICTS
 from server.store.engine import admin_engine
 from server.store.engine import in_transaction as run_in_transaction
 
@@ -57,7 +57,7 @@ def describe_database_error(error: BaseException | None) -> str:
     if isinstance(error, UndefinedTable | UndefinedColumn):
         return _describe_schema_error()
     if isinstance(error, CONFLICTS):
-        return f"other transactions were in the way {TRIES_MAX} times: run it again"
+        return "other transactions were in the way: run it again"
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return f"database error: {error.diag.message_primary}"
     if isinstance(error, psycopg.OperationalError):

@@ -38,15 +38,21 @@ class _Files:
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """What the files hold now. Raises OSError or OperatorError if they cannot be used."""
+        found = self._read()
         check_certificate(*self._paths)
-        self._in_use = chain, key, ca = [path.read_bytes() for path in self._paths]
+        if self._read() != found:
+            raise OperatorError("the files of the certificate are being replaced")
+        self._in_use = chain, key, ca = found
         return grpc.ssl_server_certificate_configuration([(key, chain)], ca)
+
+    def _read(self) -> list[bytes]:
+        return [path.read_bytes() for path in self._paths]
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """The same, or None to go on with those in use. gRPC asks before each new connection."""
         problem, renewed = "", None
         try:
-            if [path.read_bytes() for path in self._paths] != self._in_use:
+            if self._read() != self._in_use:
                 renewed = self.configuration()
         except (OSError, OperatorError) as error:
             problem = str(error)

@@ -12,8 +12,9 @@ What is moved does not change any more, and no call locks it. So no order waits 
 - A hold that the row of a number still names.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,6 +29,8 @@ from sqlalchemy.exc import DBAPIError
 from server.errors import OperatorError
 from server.store import indexes
 from server.store.archive_file import ArchiveFile
+
+log = logging.getLogger(__name__)
 
 AGE_MIN = timedelta(days=90)
 """Younger rows are not archived. No call is under way for so long."""
@@ -86,14 +89,10 @@ def archive(engine: Engine, before: datetime, path: Path, progress: Progress = l
 
     Raises OperatorError if `before` is too young, the file cannot be written, or another archive runs.
     """
-    # No other transaction changes what is old. So READ COMMITTED is enough, whatever level the settings have.
-    read_committed = engine.execution_options(isolation_level="READ COMMITTED")
-    with (
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as beside,
-        read_committed.connect() as connection,
-    ):
+    with _autocommit(engine) as beside, engine.connect() as connection:
         old = _old(beside, before)
         with connection.begin():  # the lock is the session's: without it there are no steps
+            _set(connection, SESSION)
             is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one()
         if not is_alone:
             raise OperatorError("another archive of this database is running")
@@ -117,7 +116,7 @@ def count(engine: Engine, before: datetime) -> Counts:
     It reads the orders of an organization in one statement, which takes minutes for many millions.
     """
     counts: Counts = {"orders": 0, "assignment": 0, "ledger_entry": 0, "hold": 0}
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _autocommit(engine) as connection:
         old = _old(connection, before)
         for organization_id in _organizations(connection):
             last = _archived_entries(connection, organization_id)
@@ -139,9 +138,6 @@ class Steps:
         self._old = old
         self._file = file
         self._progress = progress
-        with connection.begin():
-            for setting in SESSION:
-                connection.execute(text(f"SET {setting}"))
 
     def archive_ledger(self, organization_id: UUID) -> None:
         """Move the oldest ledger entries, in their order."""
@@ -238,18 +234,24 @@ def _has_old_orders(connection: Connection, organization_id: UUID, old: Old) -> 
 @contextmanager
 def _indexes_removed(connection: Connection) -> Iterator[None]:
     """Remove the indexes at the end, also those of an archive that was killed."""
-    for setting in (f"lock_timeout = '{LOCK_SECONDS_MAX}s'", *NO_TIMEOUTS):
-        connection.execute(text(f"SET {setting}"))
+    _set(connection, [f"lock_timeout = '{LOCK_SECONDS_MAX}s'"])
     try:
-        try:
-            yield
-        finally:
-            for name, _ in INDEXES:
-                indexes.drop(connection, name)
+        yield
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise OperatorError(IN_USE) from None
         raise
+    finally:
+        for name, _ in INDEXES:
+            _drop(connection, name)
+
+
+def _drop(connection: Connection, name: str) -> None:
+    try:
+        indexes.drop(connection, name)
+    except DBAPIError as error:
+        # It does no harm, and the result of the archive must still be told.
+        log.warning("the index %s stays until the next archive: %s", name, error.orig)
 
 
 def _build_indexes(connection: Connection) -> None:
@@ -260,10 +262,27 @@ def _build_indexes(connection: Connection) -> None:
         connection.execute(text(f"ANALYZE {table} (organization_id, order_id)"))
 
 
-# The database or the user may have others. A build takes minutes, and the session that does it is idle before.
-NO_TIMEOUTS = ("statement_timeout = 0", "idle_session_timeout = 0")
+@contextmanager
+def _autocommit(engine: Engine) -> Iterator[Connection]:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        _set(connection, BASIC)
+        yield connection
+
+
+def _set(connection: Connection, settings: Iterable[str]) -> None:
+    for setting in settings:
+        connection.execute(text(f"SET {setting}"))
+
+
+BASIC = (
+    # No other transaction changes what is old. So this level is enough, whatever the settings have.
+    "default_transaction_isolation = 'read committed'",
+    # The database or the user may have others. A build takes minutes, and the session that does it is idle before.
+    "statement_timeout = 0",
+    "idle_session_timeout = 0",
+)
 SESSION = (
-    *NO_TIMEOUTS,
+    *BASIC,
     # Each statement reads a few rows of a large table by key, so index nested loops are always right.
     *(f"enable_{plan} = off" for plan in ("seqscan", "bitmapscan", "material", "hashjoin", "mergejoin")),
     # A deletion that a crash undoes is harmless: the rows are then in the file and in the database.

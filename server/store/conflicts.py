@@ -33,14 +33,14 @@ def run_with_retries(work: Callable[[], T]) -> T:
     return work()
 
 
-async def await_with_retries(work: Callable[[], Awaitable[T]]) -> T:
+async def await_with_retries(work: Callable[[], Awaitable[T]], pause_seconds_max: float = PAUSE_SECONDS_MAX) -> T:
     """As `run_with_retries`, for work on one of the server's own connections."""
     for tries in range(1, TRIES_MAX):
         try:
             return await work()
         except CONFLICTS:
             pass
-        await asyncio.sleep(_pause_seconds(tries))
+        await asyncio.sleep(min(_pause_seconds(tries), pause_seconds_max))
     return await work()
 
 

@@ -17,10 +17,12 @@ CONNECT_TIMEOUT_SECONDS = 3
 """Per host of the URL."""
 
 # The defaults of the database may not be safe for us. A transaction must see what another one wrote that it waited for,
-# or fail with a serialization failure.
+# or fail with a serialization failure. A standby has no SERIALIZABLE, and only reads.
 # What a command reports as done must be on disk.
 SESSION_SETTINGS = """
-    SELECT pg_backend_pid(), set_config('default_transaction_isolation', %s, false),
+    SELECT pg_backend_pid(), set_config(
+        'default_transaction_isolation', CASE WHEN pg_is_in_recovery() THEN 'read committed' ELSE %s END, false
+      ),
       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
 """
 POOLER_NOT_IN_SESSION_MODE = (

@@ -26,6 +26,8 @@ QUERIES = (LIMIT_READ, FIND_VALID_KEYS, *queries.STATEMENTS, *searches.STATEMENT
 """What a connection for the reads of callers prepares."""
 KEYS = (LIMIT_READ, FIND_VALID_KEYS)
 """What the connection for the look-up of keys prepares."""
+PAUSE_SECONDS_MAX = 0.02
+"""After a conflict. All other reads of the connection wait meanwhile."""
 
 
 class Principal(NamedTuple):
@@ -82,7 +84,7 @@ class Reader:
         await self._connection.close()
 
     async def _run(self, statements: Sequence[BoundStatement], ends: float) -> list[Result]:
-        return await await_with_retries(lambda: self._run_once(statements, ends))
+        return await await_with_retries(lambda: self._run_once(statements, ends), PAUSE_SECONDS_MAX)
 
     async def _run_once(self, statements: Sequence[BoundStatement], ends: float) -> list[Result]:
         connection: PipelinedConnection = await self._connection.get()

@@ -596,6 +596,23 @@ def test_orders_stay_if_the_indexes_for_them_cannot_be_built(database, many, fil
     assert indexes(database) == []
 
 
+def test_an_index_that_cannot_be_removed_changes_no_result(database, many, file, monkeypatch, caplog):
+    monkeypatch.setattr(archiving, "LOCK_SECONDS_MAX", 1)
+    drop = archiving.indexes.drop
+
+    def drop_beside_an_order(connection, name):
+        with database.engine.connect() as long:
+            long.execute(text("LOCK assignment, ledger_entry IN ROW EXCLUSIVE MODE"))  # as an order does
+            drop(connection, name)
+
+    monkeypatch.setattr(archiving.indexes, "drop", drop_beside_an_order)
+    assert archive(database.engine, BEFORE, file)["orders"]
+    assert caplog.text.count("stays until the next archive") == len(archiving.INDEXES)
+    monkeypatch.undo()
+    archive(database.engine, BEFORE, file.with_name("second"))
+    assert indexes(database) == []
+
+
 # ---------------------------------------------------------------- the command
 
 

@@ -86,8 +86,8 @@ MUTANTS = (
     Mutant(
         "the indexes for the archive stay",
         ARCHIVE,
-        "                indexes.drop(connection, name)\n",
-        "                pass\n",
+        "        indexes.drop(connection, name)\n",
+        "        pass\n",
         ARCHIVED,
     ),
     Mutant(

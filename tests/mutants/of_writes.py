@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant(
         "a read fails after a conflict",
         "server/store/reads.py",
-        "await await_with_retries(lambda: self._run_once(statements, ends))",
+        "await await_with_retries(lambda: self._run_once(statements, ends), PAUSE_SECONDS_MAX)",
         "await self._run_once(statements, ends)",
         READS,
     ),

@@ -31,7 +31,7 @@ def make_demo(engine: Engine, data_dir: Path) -> bool:
 
     Returns False, and changes nothing, if the database has other organizations and no demo.
     """
-    exists_already = in_transaction(engine, lambda connection: _look_for_demo(connection, data_dir))
+    exists_already = in_transaction(engine, lambda connection: _repaired_demo(connection, data_dir))
     if exists_already is not None:
         return exists_already
     inventory.import_csv(engine, _csv())
@@ -48,7 +48,7 @@ def available_numbers(engine: Engine, count: int) -> list[str]:
     return in_transaction(engine, lambda connection: list(connection.execute(query).scalars()))
 
 
-def _look_for_demo(connection: Connection, data_dir: Path) -> bool | None:
+def _repaired_demo(connection: Connection, data_dir: Path) -> bool | None:
     """Whether the demo exists, now with a key that works. None if the database has no organization at all."""
     organization_id = _organization_of(connection, data_dir / IDS_FILE)
     if organization_id is not None:

@@ -37,14 +37,24 @@ STOP_SECONDS_MAX = 20
 URL_FILE = "postgres.url"
 LOG_FILE = "postgres.log"
 
-# PostgreSQL takes this memory only as it reads pages. A machine with little memory would not reserve more.
-BUFFERS_MB = min(1024, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 // 4)
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+"""The limit of a container, in bytes, or `max`."""
+
+
+def _buffers_mb() -> int:
+    """A quarter of the memory, at most 1 GB. PostgreSQL takes it only as it reads pages."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        memory = min(memory, int(CONTAINER_MEMORY.read_text()))
+    return max(16, min(1024, memory // 2**20 // 4))
+
+
 SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "700",  # enough for the most workers, with about ten each
     # With 128 MB, orders of 10 million numbers cost PostgreSQL a fifth more.
-    "shared_buffers": f"{BUFFERS_MB}MB",
+    "shared_buffers": f"{_buffers_mb()}MB",
     # Fewer checkpoints write fewer full pages.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
