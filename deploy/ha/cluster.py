@@ -84,6 +84,7 @@ class Cluster:
         """Start everything, and return when each edge serves. Raises OperatorError if that takes too long."""
         self._make_hosts()
         for host in self.databases:
+            host.watch()
             host.start()
         _until(self.is_whole, "the database hosts are not ready", self.folder)
         self._make_database()
@@ -96,8 +97,10 @@ class Cluster:
         for group in (EDGES, SERVERS):
             with ThreadPoolExecutor() as threads:
                 list(threads.map(Host.stop, [self.hosts[name] for name in group if name in self.hosts]))
-        for host in self.databases if self.hosts else []:
-            host.kill()  # its files are thrown away
+        for host in self.hosts.values():
+            if host.watchdog:
+                host.watchdog.close()
+                host.kill()  # its files are thrown away
 
     def __enter__(self) -> Self:
         try:

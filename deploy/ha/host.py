@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from deploy.ha.network import Network
+from deploy.ha.watchdog import Watchdog
 from server.run.embedded.guard import guarded
 
 STOP_SECONDS_MAX = 30
@@ -36,7 +38,14 @@ class Host:
     network: Network
     folder: Path
     programs: Sequence[Program]
+    watchdog: Watchdog | None = None
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """The watchdog starts and kills programs from a thread of its own."""
+
+    def watch(self) -> None:
+        """Give the host a watchdog device, `watchdog` in its folder."""
+        self.watchdog = Watchdog(self.folder / "watchdog", self.kill, self.start)
 
     @property
     def address(self) -> str:
@@ -52,9 +61,10 @@ class Host:
 
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start those of its programs that do not run. `environment` is added to that of each."""
-        for program in self.programs:
-            if not self.runs(program.name):
-                self._start(program, environment or {})
+        with self._lock:
+            for program in self.programs:
+                if not self.runs(program.name):
+                    self._start(program, environment or {})
 
     def stop(self) -> None:
         """End its programs in their opposite order, then all that is left."""
@@ -77,13 +87,16 @@ class Host:
     def kill(self) -> None:
         """Send SIGKILL to every process of the host, as when its power fails."""
         deadline = time.monotonic() + KILL_SECONDS_MAX
-        while pids := self.pids():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"processes of {self.name} do not end: {pids}")
-            self._signal(pids, signal.SIGKILL)
-            time.sleep(POLL_SECONDS)
-        for name in list(self._running):
-            self.stop_program(name)  # it has ended already
+        with self._lock:
+            while pids := self.pids():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"processes of {self.name} do not end: {pids}")
+                self._signal(pids, signal.SIGKILL)
+                time.sleep(POLL_SECONDS)
+            for name in list(self._running):
+                self.stop_program(name)  # it has ended already
+            if self.watchdog:
+                self.watchdog.disarm()
 
     def freeze(self) -> None:
         """Stop every process of the host until `thaw`."""

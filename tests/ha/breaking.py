@@ -52,7 +52,7 @@ def primary_cut_off(cluster, load):
 
 @contextmanager
 def primary_frozen(cluster, load):
-    """Every process of its host stops, and goes on after another one has become primary."""
+    """Every process of its host stops. Its watchdog resets the host, and another one becomes primary."""
     host = cluster.primary()
     host.freeze()
     yield
@@ -61,7 +61,7 @@ def primary_frozen(cluster, load):
 
 @contextmanager
 def patroni_frozen(cluster, load):
-    """PostgreSQL goes on, while another host becomes primary. Two of them accept writes."""
+    """PostgreSQL goes on. The watchdog resets the host before another one becomes primary."""
     host = cluster.primary()
     host.freeze_program("patroni")
     wait_until(lambda: cluster.primary() not in (None, host), seconds_max=SECONDS_MAX)
