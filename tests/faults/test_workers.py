@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.run.edge import is_ready
 from tests.support.background_orders import BackgroundOrders
 from tests.support.customer import Customer
+from tests.support.edge import stat
 from tests.support.stack import Up, gone, is_worker, local_settings, wait_until
 from tests.support.wire import Wire, grpc_headers
 
@@ -50,6 +51,18 @@ def test_no_call_that_reached_a_worker_fails_when_serve_is_stopped(serve, edge, 
     # Envoy itself sends the 503, after the health check has reported that the workers drain.
     others = [response for response in orders.refused if isinstance(response, BaseException) or response.status != 503]
     assert others == []
+
+
+def test_a_frozen_worker_gets_no_calls_until_it_goes_on(serve, edge, settings):
+    def are_healthy(count):
+        wait_until(lambda: stat(settings, "cluster.servers.membership_healthy") == count)
+
+    are_healthy(2)
+    frozen = workers(serve)[0]
+    os.kill(frozen.pid, signal.SIGSTOP)
+    are_healthy(1)
+    os.kill(frozen.pid, signal.SIGCONT)
+    are_healthy(2)
 
 
 def test_a_worker_that_ends_is_replaced(serve, settings):
