@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
-from server.store import indexes
+from server.store import advisory_locks, indexes
 from server.store.archive_file import ArchiveFile
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ PAUSE_PER_STEP = 4.0
 """The pause after a step, as a multiple of the step's time. So an archive uses a fifth of one connection."""
 LOCK_SECONDS_MAX = 60
 """How long the build of an index waits for older transactions."""
-ARCHIVE_LOCK = 6_733_665
-"""The advisory lock of an archive, so that two never run at the same time."""
 
 # PostgreSQL looks for the assignments and the ledger entry of each order that is deleted. An index for that would make
 # every order slower. So there is one only while orders are archived.
@@ -93,7 +91,7 @@ def archive(engine: Engine, before: datetime, path: Path, progress: Progress = l
         old = _old(beside, before)
         with connection.begin():  # the lock is the session's: without it there are no steps
             _set(connection, SESSION)
-            is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({ARCHIVE_LOCK})")).scalar_one()
+            is_alone = connection.execute(text(f"SELECT pg_try_advisory_lock({advisory_locks.ARCHIVE})")).scalar_one()
         if not is_alone:
             raise OperatorError("another archive of this database is running")
         with ArchiveFile(path) as file, _indexes_removed(beside):

@@ -13,12 +13,10 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
-from server.store import indexes
+from server.store import advisory_locks, indexes
 
 log = logging.getLogger(__name__)
 
-BUILD_LOCK = 6_733_664
-"""The advisory lock of a build, so that two never run at the same time."""
 PAUSE_SECONDS = 0.5
 LOCK_SECONDS_MAX = 60.0
 """How long a build waits for another build, or for a transaction that is older than it."""
@@ -57,14 +55,14 @@ def _alone(connection: Connection) -> Iterator[None]:
     """Wait until no other build runs."""
     deadline = time.monotonic() + LOCK_SECONDS_MAX
     # Not pg_advisory_lock: a build waits for every older statement, so also for one that waits for this lock.
-    while not connection.execute(text(f"SELECT pg_try_advisory_lock({BUILD_LOCK})")).scalar_one():
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({advisory_locks.SEARCH_INDEXES})")).scalar_one():
         if time.monotonic() > deadline:
             raise OperatorError(IN_USE)
         time.sleep(PAUSE_SECONDS)
     try:
         yield
     finally:
-        connection.execute(text(f"SELECT pg_advisory_unlock({BUILD_LOCK})"))
+        connection.execute(text(f"SELECT pg_advisory_unlock({advisory_locks.SEARCH_INDEXES})"))
 
 
 def _has_extension(connection: Connection) -> bool:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from server.errors import OperatorError
 from server.rules.values import Criteria
-from server.store import migrations, operator_numbers, search_indexes
+from server.store import advisory_locks, migrations, operator_numbers, search_indexes
 from server.store.engine import admin_engine, in_transaction
 from tests.support.databases import Database, drop_database, execute, new_database
 from tests.support.inventory import add
@@ -101,7 +101,7 @@ def test_a_build_waits_for_another_build_only_for_some_time(unindexed, monkeypat
     monkeypatch.setattr(search_indexes, "LOCK_SECONDS_MAX", 0.1)
     monkeypatch.setattr(search_indexes, "PAUSE_SECONDS", 0.05)
     with unindexed.engine.connect() as other:
-        other.execute(text(f"SELECT pg_advisory_lock({search_indexes.BUILD_LOCK})"))
+        other.execute(text(f"SELECT pg_advisory_lock({advisory_locks.SEARCH_INDEXES})"))
         with pytest.raises(OperatorError, match="the search indexes could not be built"):
             migrations.upgrade(unindexed.engine)
     assert indexes(unindexed) == {}

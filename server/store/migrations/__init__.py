@@ -16,11 +16,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
-from server.store import search_indexes
+from server.store import advisory_locks, search_indexes
 from server.store.conflicts import CONFLICTS
 
-UPGRADE_LOCK = 6_733_663
-"""The advisory lock that an upgrade takes, so that two never run at the same time."""
 UPGRADE_LOCK_TIMEOUT_MS = 300
 """How long an upgrade waits for a table. Orders that need the same table wait behind it as long."""
 PAUSE_SECONDS = 1.0
@@ -98,7 +96,7 @@ def _upgrade(connection: Connection) -> None:
         raise OperatorError(NOT_UTF8.format(encoding=encoding))
     # This comes first: the wait for another upgrade is limited too.
     connection.execute(text(f"SET LOCAL lock_timeout = {UPGRADE_LOCK_TIMEOUT_MS}"))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": advisory_locks.UPGRADE})
     # Read under the lock: another upgrade may just have ended.
     revision = _current(connection)
     if revision is not None and not _is_known(revision):
