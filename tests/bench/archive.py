@@ -80,7 +80,6 @@ def run(bench: Bench, database: BenchDatabase, orders: int, share: float) -> Non
         _rows(database, "VACUUM (ANALYZE)")
     _print_sizes(database)
     console.print(f"{_bytes(database) / orders:,.0f} bytes per order")
-    _check(bench)
     archive = Archive(bench, database, (SINCE + share * (UNTIL - SINCE)).date().isoformat())
     with _timed("--dry-run"):
         console.print(archive.finish("--dry-run"))
@@ -110,7 +109,8 @@ def run(bench: Bench, database: BenchDatabase, orders: int, share: float) -> Non
         console.print(f"{(archive.rows() - before) / (time.monotonic() - started):,.0f} rows/s with the build")
     files = sum(path.stat().st_size for path in bench.folder.glob("*.gz"))
     console.print(f"{archive.rows():,} rows in files of {files / 2**20:,.0f} MiB")
-    _check(bench)
+    with _timed("check"):
+        console.print(f"violations: {bench.violations()}")
     _print_sizes(database)
     with _timed("VACUUM"):
         _rows(database, "VACUUM (ANALYZE)")
@@ -206,11 +206,6 @@ class Archive:
 def _line(measure: Measure) -> str:
     times = f"p50 {measure.p50_ms:5.1f}  p99 {measure.p99_ms:6.1f} ms"
     return f"{measure.orders_per_second:6,.0f} orders/s  {times}  others {measure.others_cores:.1f}"
-
-
-def _check(bench: Bench) -> None:
-    with _timed("check"):
-        console.print(f"violations: {bench.violations()}")
 
 
 def _bytes(database: BenchDatabase) -> int:
