@@ -21,7 +21,7 @@ from tests.bench.database import BenchDatabase
 from tests.bench.measures import Effort, Measure
 from tests.bench.parts import OURS, running_postgres, running_service, work_folder
 from tests.bench.sides import IN_FLIGHT, Bench
-from tests.support.old_orders import add_old_orders
+from tests.support.old_orders import NUMBERS_EACH, add_old_orders
 from tests.support.stack import wait_until
 
 TABLES = ("orders", "assignment", "ledger_entry", "number_event")
@@ -57,6 +57,8 @@ cli.main()
 """
 PAUSE = 4.0
 """That of the command."""
+SHARE_MIN = 0.5 / NUMBERS_EACH
+"""A number is given back after half the time between its orders. So no older order could go."""
 
 console = Console(width=None if sys.stdout.isatty() else 150)
 
@@ -67,6 +69,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="how much of their time is archived (default 0.1)")
     parser.add_argument("--rounds", type=int, default=5, help="how often orders are measured in each phase (default 5)")
     arguments = parser.parse_args()
+    if not SHARE_MIN < arguments.share <= 1:
+        parser.error(f"--share must be above {SHARE_MIN} and at most 1")
     effort = Effort(quick=False, rounds=arguments.rounds, seconds=3, warm_seconds=1.2, workers=2)
     with work_folder() as folder, running_postgres(folder) as postgres, ExitStack() as stack:
         bench = Bench(postgres, folder, effort, stack)
