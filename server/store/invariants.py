@@ -98,6 +98,8 @@ ASSIGNMENTS = TableCheck(
     ),
 )
 
+# The planner takes a range of ledger entries for a large part of the table. So a join with `archive` would read all of
+# its rows, and the table's index for each of them. A scalar subquery reads one row per entry.
 LEDGER = TableCheck(
     "ledger_entry",
     ("organization_id", "entry_no"),
@@ -149,10 +151,14 @@ LEDGER = TableCheck(
             " although the entries up to {archived_no} are archived",
             """
             SELECT organization_id, entry_no, archived_no
-            FROM ledger_entry JOIN (
-              SELECT archive.organization_id, archive.entry_no AS archived_no FROM archive
-            ) archived USING (organization_id)
-            WHERE {in_range} AND entry_no <= archived_no
+            FROM (
+              SELECT *, (
+                  SELECT archive.entry_no FROM archive WHERE archive.organization_id = ledger_entry.organization_id
+                ) AS archived_no
+              FROM ledger_entry
+              WHERE {in_range}
+            ) entry
+            WHERE entry_no <= archived_no
             ORDER BY organization_id, entry_no
             """,
         ),
@@ -161,11 +167,18 @@ LEDGER = TableCheck(
             "ledger of organization {organization_id}: entry {entry_no} charges for order {order_id},"
             " whose entry is archived",
             """
-            SELECT organization_id, ledger_entry.entry_no, order_id
-            FROM ledger_entry JOIN archive USING (organization_id) JOIN orders o USING (organization_id)
-            WHERE {in_range} AND o.id = order_id
-              AND o.created_at <= archive.entries_until AND ledger_entry.created_at > archive.entries_until
-            ORDER BY organization_id, ledger_entry.entry_no
+            SELECT organization_id, entry_no, order_id
+            FROM (
+              SELECT *, (
+                  SELECT entries_until FROM archive WHERE archive.organization_id = ledger_entry.organization_id
+                ) AS archived_until
+              FROM ledger_entry
+              WHERE {in_range}
+            ) entry
+            WHERE created_at > archived_until AND archived_until >= (
+                SELECT o.created_at FROM orders o WHERE (o.organization_id, o.id) = (entry.organization_id, order_id)
+              )
+            ORDER BY organization_id, entry_no
             """,
         ),
         Invariant(
