@@ -38,7 +38,7 @@ test-faults: $(READY) ## run the full form of the fault suite: hundreds of kills
 test-mutants: $(READY) ## break the code in known ways, and show that a test notices each
 	$(RUN) python -m tests.mutants
 
-test-ha: $(READY) ## break the hosts of `make ha` under load, 52 times in an hour, and print what was measured
+test-ha: $(READY) ## break the hosts of `make ha` under load, 52 times in 40 minutes, and print what was measured
 	$(RUN) pytest tests/ha --full -s
 
 test-versions: $(READY) ## run store, concurrency and fault tests on PostgreSQL 14 to 18 and Python 3.11 to 3.13
