@@ -98,8 +98,6 @@ ASSIGNMENTS = TableCheck(
     ),
 )
 
-# The planner takes a range of ledger entries for a large part of the table. So a join with `archive` would read all of
-# its rows, and the table's index for each of them. A scalar subquery reads one row per entry.
 LEDGER = TableCheck(
     "ledger_entry",
     ("organization_id", "entry_no"),
@@ -146,6 +144,8 @@ LEDGER = TableCheck(
             ORDER BY organization_id, entry_no
             """,
         ),
+        # The planner takes a range of ledger entries for a large part of the table. So a join with `archive` would read
+        # all rows of it, and search the ledger for each. The scalar subqueries of these two read one row per entry.
         Invariant(
             "ledger of organization {organization_id}: entry {entry_no} exists,"
             " although the entries up to {archived_no} are archived",

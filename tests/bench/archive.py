@@ -58,7 +58,7 @@ cli.main()
 PAUSE = 4.0
 """That of the command."""
 SHARE_MIN = 0.5 / NUMBERS_EACH
-"""A number is given back after half the time between its orders. So no older order could go."""
+"""A number is given back after half the time between its orders. With a smaller share no order could go."""
 
 console = Console(width=None if sys.stdout.isatty() else 150)
 
