@@ -5,8 +5,6 @@ The embedded PostgreSQL is built without TLS. So a proxy that speaks PostgreSQL'
 
 import asyncio
 import ssl
-import threading
-from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -21,40 +19,23 @@ from tests.support.batcher import outcome, run
 from tests.support.clusters import cluster_of
 from tests.support.customer import Customer
 from tests.support.databases import Database, create_template, execute, new_database, open_folder
+from tests.support.listener import Listener
 from tests.support.orders import order_of
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # https://www.postgresql.org/docs/current/protocol-message-formats.html
 
 
-class TlsProxy:
+class TlsProxy(Listener):
     """Relays connections that ask for TLS to a PostgreSQL's socket, and cuts all others."""
 
     def __init__(self, socket, certificate):
+        super().__init__()
         self.encrypted, self.plain = 0, 0
         self._socket = socket
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(self._context)
 
-    @contextmanager
-    def running(self):
-        ready = threading.Event()
-        thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)))
-        thread.start()
-        try:
-            ready.wait()
-            yield self
-        finally:
-            self._loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
-
-    async def _run(self, ready):
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await self._stop.wait()
-
-    async def _serve(self, reader, writer):
+    async def serve(self, reader, writer):
         if await reader.readexactly(8) != SSL_REQUEST:
             self.plain += 1
             writer.close()
@@ -67,6 +48,7 @@ class TlsProxy:
             return
         self.encrypted += 1
         upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._socket)
+        self.keep(upstream_writer)
         await asyncio.gather(_relay(reader, upstream_writer), _relay(upstream_reader, writer))
 
 
@@ -112,7 +94,7 @@ def tls():
             url = postgres.url(new_database(postgres))
             (folder_of_socket,) = parse_qs(urlsplit(url).query)["host"]
             socket = f"{folder_of_socket}/.s.PGSQL.5432"
-            with TlsProxy(socket, authority.issue_cert("localhost")).running() as proxy:
+            with TlsProxy(socket, authority.issue_cert("localhost")) as proxy:
                 yield TlsDatabase(url, proxy, ca)
 
 

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.listener import Listener
 
 BEFORE_BEGIN = "before BEGIN"
 BEFORE_COMMIT = "before COMMIT"
@@ -40,7 +41,7 @@ class ProxiedConnection:
 Action = Callable[[ProxiedConnection], Awaitable[None]]
 
 
-class Proxy:
+class Proxy(Listener):
     """Listens on a free port while entered. `arm` chooses what it does to the next transaction."""
 
     def __init__(self, url: str, *, keeps_servers: bool = False) -> None:
@@ -48,6 +49,7 @@ class Proxy:
 
         With `keeps_servers` PostgreSQL never learns that a client is gone, as behind a network that drops everything.
         """
+        super().__init__()
         self._keeps_servers = keeps_servers
         parts = urlsplit(url)
         query = parse_qs(parts.query)
@@ -55,29 +57,14 @@ class Proxy:
         self._user, self._database = query["user"][0], parts.path[1:]
         self._armed: tuple[str, Action, threading.Event] | None = None
         self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._open: set[asyncio.Task[None]] = set()
         self._connections: list[ProxiedConnection] = []
         self.delay_seconds = 0.0
         self._pass = asyncio.Event()
+        self._pass.set()
 
     @property
     def url(self) -> str:
-        port = self._server.sockets[0].getsockname()[1]
-        return f"postgresql://{self._user}@127.0.0.1:{port}/{self._database}?sslmode=disable&gssencmode=disable"
-
-    def __enter__(self) -> "Proxy":
-        self._thread.start()
-        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.swallow(False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._do(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        return f"postgresql://{self._user}@127.0.0.1:{self.port}/{self._database}?sslmode=disable&gssencmode=disable"
 
     def arm(self, point: str, action: Action) -> threading.Event:
         """Run `action` when the next transaction that writes reaches `point`. The returned event is set afterwards."""
@@ -88,35 +75,20 @@ class Proxy:
 
     def swallow(self, yes: bool) -> None:
         """Stop delivering, in both directions, or start again and deliver what was held back."""
-        self._loop.call_soon_threadsafe(self._pass.clear if yes else self._pass.set)
+        self.loop.call_soon_threadsafe(self._pass.clear if yes else self._pass.set)
 
     def silence(self) -> None:
         """Stop delivering on the connections that are open now. New connections work."""
         for connection in list(self._connections):
             connection.is_silent = True
 
-    def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
-    async def _stop(self) -> None:
-        self._server.close()
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
-        # Those whose server side was kept open on purpose.
-        for connection in self._connections:
-            connection.to_server.transport.abort()
-
-    async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._open.add(task)
+    async def serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         try:
             from_server, to_server = await asyncio.open_unix_connection(self._socket)
         except OSError:
             to_client.transport.abort()
-            self._open.discard(task)
             return
+        self.keep(to_server)
         connection = ProxiedConnection(to_client.get_extra_info("peername")[1], to_client, to_server)
         self._connections.append(connection)
         pumps = [
@@ -132,7 +104,6 @@ class Proxy:
             to_client.close()
             if not (self._keeps_servers and connection.is_silent):
                 to_server.close()
-            self._open.discard(task)
 
     async def _requests(self, connection: ProxiedConnection, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, OSError):
