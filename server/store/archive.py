@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from server.errors import OperatorError
 from server.store import advisory_locks, indexes
+from server.store import archive_statements as sql
 from server.store.archive_file import ArchiveFile
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ Counts = dict[str, int]
 """The count of rows by table."""
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, the count of rows done, and None."""
-Delete = tuple[str, str]
-"""A table, and a statement that deletes rows of it and returns them as JSON."""
 T = TypeVar("T")
 
 
@@ -122,7 +121,7 @@ def count(engine: Engine, before: datetime) -> Counts:
                 counts["ledger_entry"] += entries.size
                 last = entries
             named = {"organization_id": organization_id, **old._asdict(), **last._asdict()}
-            for table, query in (("hold", COUNT_HOLDS), ("orders", COUNT_ORDERS), ("assignment", COUNT_ASSIGNMENTS)):
+            for table, query in sql.COUNTS:
                 counts[table] += connection.execute(text(query), named).scalar_one()
     return counts
 
@@ -168,27 +167,27 @@ class Steps:
         if not entries.size:
             return None
         named = {"organization_id": organization_id, "after": after.entry_no, "upto": entries.entry_no}
-        self._move(named, (("ledger_entry", DELETE_ENTRIES),), entries)
+        self._move(named, sql.DELETE_ENTRIES, entries)
         return entries
 
     def _archive_holds(self, organization_id: UUID, after: tuple[str, UUID]) -> tuple[str, UUID] | None:
         named = {"organization_id": organization_id, "before": self._old.before, "rows": STEP_ROWS}
-        page = self._connection.execute(text(HOLDS), {**named, "expires_at": after[0], "id": after[1]}).all()
-        self._move_some(organization_id, [row.id for row in page if row.may_go], DELETE_HOLDS)
+        page = self._connection.execute(text(sql.HOLDS), {**named, "expires_at": after[0], "id": after[1]}).all()
+        self._move_some(organization_id, [row.id for row in page if row.may_go], sql.DELETE_HOLDS)
         return (page[-1].expires_at, page[-1].id) if page else None
 
     def _archive_orders(self, organization_id: UUID, archived: Entries, after: UUID) -> UUID | None:
         named = {"organization_id": organization_id, "after": after, "rows": STEP_ROWS}
-        page = self._connection.execute(text(ORDERS), {**self._old._asdict(), **archived._asdict(), **named}).all()
-        self._move_some(organization_id, [row.id for row in page if row.may_go], DELETE_ORDERS)
+        page = self._connection.execute(text(sql.ORDERS), {**self._old._asdict(), **archived._asdict(), **named}).all()
+        self._move_some(organization_id, [row.id for row in page if row.may_go], sql.DELETE_ORDERS)
         # The ids are UUIDv7, so they are in the order of time.
         return page[-1].id if any(row.is_old for row in page) else None
 
-    def _move_some(self, organization_id: UUID, ids: list[UUID], deletes: tuple[Delete, ...]) -> None:
+    def _move_some(self, organization_id: UUID, ids: list[UUID], deletes: tuple[sql.Delete, ...]) -> None:
         if ids:
             self._move({"organization_id": organization_id, "ids": ids}, deletes)
 
-    def _move(self, named: dict[str, Any], deletes: tuple[Delete, ...], entries: Entries = NO_ENTRIES) -> None:
+    def _move(self, named: dict[str, Any], deletes: tuple[sql.Delete, ...], entries: Entries = NO_ENTRIES) -> None:
         """Delete rows, and write them to the file."""
         lines: list[str] = []
         for table, statement in deletes:
@@ -196,13 +195,13 @@ class Steps:
             lines += (f'{{"table": "{table}", "row": {row}}}' for row in rows)
             self.counts[table] += len(rows)
         mark = {"organization_id": named["organization_id"], "before": self._old.before, **entries._asdict()}
-        self._connection.execute(text(MARK), mark)
+        self._connection.execute(text(sql.MARK), mark)
         self._file.write(lines)
 
 
 def _old(connection: Connection, before: datetime) -> Old:
     """What is older than `before`. Raises OperatorError if that is too young."""
-    found = connection.execute(text(OLD), {"before": before}).one()
+    found = connection.execute(text(sql.OLD), {"before": before}).one()
     if before > found.now - AGE_MIN:
         raise OperatorError(f"{before:%Y-%m-%d} is too young: it must be at least {AGE_MIN.days} days ago")
     return Old(before, found.orders_before)
@@ -214,18 +213,18 @@ def _organizations(connection: Connection) -> list[UUID]:
 
 def _archived_entries(connection: Connection, organization_id: UUID) -> Entries:
     """All ledger entries that are archived."""
-    row = connection.execute(text(ARCHIVED_ENTRIES), {"organization_id": organization_id}).one_or_none()
+    row = connection.execute(text(sql.ARCHIVED_ENTRIES), {"organization_id": organization_id}).one_or_none()
     return NO_ENTRIES if row is None else Entries(*row)
 
 
 def _next_entries(connection: Connection, organization_id: UUID, old: Old, after: Entries) -> Entries:
     """The ledger entries after those that can be archived in one step."""
     named = {"organization_id": organization_id, "before": old.before, "rows": STEP_ROWS}
-    return Entries(*connection.execute(text(ENTRIES), {**after._asdict(), **named}).one())
+    return Entries(*connection.execute(text(sql.ENTRIES), {**after._asdict(), **named}).one())
 
 
 def _has_old_orders(connection: Connection, organization_id: UUID, old: Old) -> bool:
-    first = connection.execute(text(FIRST_ORDER), {"organization_id": organization_id}).scalar_one_or_none()
+    first = connection.execute(text(sql.FIRST_ORDER), {"organization_id": organization_id}).scalar_one_or_none()
     return first is not None and first < old.orders_before
 
 
@@ -287,169 +286,4 @@ SESSION = (
     "synchronous_commit = off",
     "lock_timeout = '5s'",
     "idle_in_transaction_session_timeout = '60s'",
-)
-
-# A stored response is not older than its order.
-OLD = """
-    SELECT clock_timestamp() AS now, least(CAST(:before AS timestamptz), min(created_at)) AS orders_before
-    FROM idempotency_key
-"""
-
-FIRST_ORDER = "SELECT created_at FROM orders WHERE organization_id = :organization_id ORDER BY id LIMIT 1"
-
-ARCHIVED_ENTRIES = """
-    SELECT entry_no AS size, entry_no, balance_micros, entries_until
-    FROM archive
-    WHERE organization_id = :organization_id
-"""
-
-MARK = """
-    INSERT INTO archive (organization_id, archived_before, entry_no, balance_micros, entries_until)
-    VALUES (:organization_id, :before, :entry_no, :balance_micros, :until)
-    ON CONFLICT (organization_id) DO UPDATE SET
-      archived_before = greatest(archive.archived_before, excluded.archived_before),
-      entry_no = greatest(archive.entry_no, excluded.entry_no),
-      balance_micros
-        = CASE WHEN excluded.entry_no > archive.entry_no THEN excluded.balance_micros ELSE archive.balance_micros END,
-      entries_until = greatest(archive.entries_until, excluded.entries_until)
-"""
-
-ENTRIES = """
-    SELECT count(*), coalesce(max(entry_no), 0), coalesce((array_agg(balance_micros ORDER BY entry_no DESC))[1], 0),
-      greatest(max(created_at), CAST(:until AS timestamptz))
-    FROM (
-      SELECT *, bool_and(follows AND created_at < :before) OVER (ORDER BY entry_no) AS may_go
-      FROM (
-        SELECT entry_no, balance_micros, created_at,
-          entry_no = lag(entry_no, 1, CAST(:entry_no AS bigint)) OVER (ORDER BY entry_no) + 1
-          AND balance_micros
-            = lag(balance_micros, 1, CAST(:balance_micros AS bigint)) OVER (ORDER BY entry_no) + amount_micros
-          AS follows
-        FROM (
-          SELECT *
-          FROM ledger_entry
-          WHERE organization_id = :organization_id AND entry_no > :entry_no
-          ORDER BY entry_no
-          LIMIT :rows
-        ) page
-      ) entry
-    ) entry
-    WHERE may_go AND entry_no < (SELECT max(entry_no) FROM ledger_entry WHERE organization_id = :organization_id)
-"""
-DELETE_ENTRIES = """
-    DELETE FROM ledger_entry
-    WHERE organization_id = :organization_id AND entry_no > :after AND entry_no <= :upto
-    RETURNING to_jsonb(ledger_entry)::text
-"""
-
-HOLD_MAY_GO = """
-    h.expires_at < :before AND NOT EXISTS (
-      SELECT FROM phone_number p
-      WHERE p.number = ANY (h.numbers) AND (p.held_by, p.hold_id) = (h.organization_id, h.id)
-    )
-"""
-HOLDS = f"""
-    SELECT h.id, h.expires_at::text, {HOLD_MAY_GO} AS may_go
-    FROM (
-      SELECT *, sum(cardinality(numbers)) OVER (ORDER BY expires_at, id) - cardinality(numbers) AS numbers_before
-      FROM (
-        SELECT *
-        FROM hold
-        WHERE organization_id = :organization_id AND expires_at < :before
-          AND (expires_at, id) > (CAST(:expires_at AS timestamptz), :id)
-        ORDER BY expires_at, id
-        LIMIT :rows
-      ) page
-    ) h
-    WHERE numbers_before < :rows
-    ORDER BY h.expires_at, h.id
-"""  # noqa: S608  all of it comes from this file
-COUNT_HOLDS = f"SELECT count(*) FROM hold h WHERE organization_id = :organization_id AND {HOLD_MAY_GO}"  # noqa: S608
-DELETE_HOLDS: tuple[Delete, ...] = (
-    (
-        "number_event",
-        """
-        DELETE FROM number_event e
-        USING hold h
-        WHERE h.organization_id = :organization_id AND h.id = ANY (CAST(:ids AS uuid[]))
-          AND e.number = ANY (h.numbers) AND e.organization_id = h.organization_id
-          AND (e.kind = 'held' AND e.id = h.id OR e.kind = 'hold_released' AND e.created_at = h.released_at)
-        RETURNING to_jsonb(e)::text
-        """,
-    ),
-    (
-        "hold",
-        """
-        DELETE FROM hold
-        WHERE organization_id = :organization_id AND id = ANY (CAST(:ids AS uuid[]))
-        RETURNING to_jsonb(hold)::text
-        """,
-    ),
-)
-
-# `entry_no` and `until` are of the last ledger entry that is archived before. An order is as old as its entry.
-ORDER_MAY_GO = """
-    o.created_at < :orders_before AND o.created_at <= CAST(:until AS timestamptz)
-    AND NOT EXISTS (
-      SELECT FROM ledger_entry l
-      WHERE l.organization_id = o.organization_id AND l.order_id = o.id AND l.entry_no > :entry_no
-    )
-    AND NOT EXISTS (
-      SELECT FROM assignment a
-      WHERE a.organization_id = o.organization_id AND a.order_id = o.id
-        AND NOT EXISTS (
-          SELECT FROM number_event e
-          WHERE e.number = a.number AND e.kind = 'released'
-            AND (e.organization_id, e.created_at) = (a.organization_id, a.released_at)
-            AND CAST(e.after ->> 'available_at' AS timestamptz) < :before
-        )
-    )
-"""
-ORDERS = f"""
-    SELECT o.id, o.created_at < :orders_before AS is_old, {ORDER_MAY_GO} AS may_go
-    FROM (
-      SELECT *, sum(coalesce(number_count, 100)) OVER (ORDER BY id) - coalesce(number_count, 100) AS numbers_before
-      FROM (
-        SELECT * FROM orders WHERE organization_id = :organization_id AND id > :after ORDER BY id LIMIT :rows
-      ) page
-    ) o
-    WHERE numbers_before < :rows
-    ORDER BY o.id
-"""  # noqa: S608
-OLD_ORDERS = f"SELECT o.id FROM orders o WHERE o.organization_id = :organization_id AND {ORDER_MAY_GO}"  # noqa: S608
-COUNT_ORDERS = f"SELECT count(*) FROM ({OLD_ORDERS}) old"  # noqa: S608
-COUNT_ASSIGNMENTS = f"""
-    SELECT count(*) FROM assignment WHERE organization_id = :organization_id AND order_id IN ({OLD_ORDERS})
-"""  # noqa: S608
-DELETE_ORDERS: tuple[Delete, ...] = (
-    (
-        "number_event",
-        """
-        DELETE FROM number_event e
-        USING assignment a
-        WHERE a.organization_id = :organization_id AND a.order_id = ANY (CAST(:ids AS uuid[]))
-          AND e.number = a.number AND e.organization_id = a.organization_id
-          AND (
-            e.kind = 'routed' AND e.created_at > a.created_at AND e.created_at <= a.released_at
-            OR e.kind = 'released' AND e.created_at = a.released_at
-          )
-        RETURNING to_jsonb(e)::text
-        """,
-    ),
-    (
-        "assignment",
-        """
-        DELETE FROM assignment
-        WHERE organization_id = :organization_id AND order_id = ANY (CAST(:ids AS uuid[]))
-        RETURNING to_jsonb(assignment)::text
-        """,
-    ),
-    (
-        "orders",
-        """
-        DELETE FROM orders
-        WHERE organization_id = :organization_id AND id = ANY (CAST(:ids AS uuid[]))
-        RETURNING to_jsonb(orders)::text
-        """,
-    ),
 )

@@ -3,47 +3,48 @@
 from tests.mutants.mutant import Mutant
 
 ARCHIVE, ARCHIVED = "server/store/archive.py", "tests/admin/test_archive.py"
+STATEMENTS = "server/store/archive_statements.py"
 CHECKED = "tests/admin/test_check_archive.py"
 
 MUTANTS = (
     Mutant(
         "the newest ledger entry is archived",
-        ARCHIVE,
+        STATEMENTS,
         "WHERE may_go AND entry_no < (SELECT max(entry_no)",
         "WHERE may_go AND entry_no <= (SELECT max(entry_no)",
         ARCHIVED,
     ),
     Mutant(
         "a damaged ledger is archived",
-        ARCHIVE,
+        STATEMENTS,
         "bool_and(follows AND created_at < :before)",
         "bool_and(created_at < :before)",
         ARCHIVED,
     ),
     Mutant(
         "an order with a live number is archived",
-        ARCHIVE,
+        STATEMENTS,
         "= (a.organization_id, a.released_at)",
         "= (a.organization_id, coalesce(a.released_at, e.created_at))",
         ARCHIVED,
     ),
     Mutant(
         "an order whose number rested later is archived",
-        ARCHIVE,
+        STATEMENTS,
         "AND CAST(e.after ->> 'available_at' AS timestamptz) < :before",
         "AND e.created_at < :before",
         ARCHIVED,
     ),
     Mutant(
         "an order whose response is stored is archived",
-        ARCHIVE,
+        STATEMENTS,
         "least(CAST(:before AS timestamptz), min(created_at))",
         "greatest(CAST(:before AS timestamptz), min(created_at))",
         ARCHIVED,
     ),
     Mutant(
         "the release of a number is not archived",
-        ARCHIVE,
+        STATEMENTS,
         "OR e.kind = 'released' AND e.created_at = a.released_at",
         "OR e.kind = 'released' AND e.created_at < a.released_at",
         ARCHIVED,
@@ -71,7 +72,7 @@ MUTANTS = (
     ),
     Mutant(
         "a hold that a number names is archived",
-        ARCHIVE,
+        STATEMENTS,
         "(p.held_by, p.hold_id) = (h.organization_id, h.id)",
         "(p.held_by, p.hold_id) = (h.organization_id, h.organization_id)",
         ARCHIVED,
