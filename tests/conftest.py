@@ -80,7 +80,7 @@ def database(postgres):
 
 
 @pytest.fixture(scope="session")
-def service(postgres, postgres_dir, tmp_path_factory):
+def started_service(postgres, postgres_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     database = Database.at(postgres.url(new_database(postgres)))
     settings = local_settings(folder / ".data", database_url=database.url)
@@ -88,10 +88,8 @@ def service(postgres, postgres_dir, tmp_path_factory):
         yield Service(settings, database, up.until_ready(), postgres_dir / LOG_FILE)
 
 
-@pytest.fixture(autouse=True)
-def _invariants_of_the_service(request):
-    """Every invariant must hold when a test that used the service ends."""
-    yield
-    # Asking for `service` as an argument would start PostgreSQL for every test, also for those in unit/.
-    if "service" in request.fixturenames:
-        request.getfixturevalue("service").database.check()
+@pytest.fixture(scope="module")
+def service(started_service):
+    """Every invariant must hold when a module's tests end. The check takes a second once there are many orders."""
+    yield started_service
+    started_service.database.check()
