@@ -90,6 +90,8 @@ def _histogram(
 # ---------------------------------------------------------------- calls
 
 CALLS = _counter("calls", "Calls that have ended.", ("method", "code"))
+FAILURES = ("INTERNAL", "UNAVAILABLE", "TIMEOUT")
+"""The codes of calls that failed. deploy/prometheus/rules.yml has the same."""
 CALL_SECONDS = _histogram("call_duration_seconds", "How long calls took in the worker.", SECONDS, ("method",))
 KEYS = _counter(
     "key_lookups", "How API keys were found.", ("result",), ("cached", "found", "unknown", "failed", "refused")
@@ -142,6 +144,12 @@ DATABASE_UP = _gauge("database_up", "1 if the last health check could have carri
 
 before_scrape: list[Callable[[], None]] = []
 """Called when the page is asked for, in the page's thread. They set what others count, and read only plain values."""
+
+
+def show_failures(method: str) -> None:
+    """Have a zero for each failure of this method from the start, because `rate()` needs it."""
+    for code in FAILURES:
+        CALLS[method, code].value += 0
 
 
 def count_calls(ended: Sequence[tuple[str, str, float]]) -> None:

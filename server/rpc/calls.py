@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from ulid import ULID
 from uuid_utils import uuid7
 
-from server import tracing
+from server import metrics, tracing
 from server.admission import Response
 from server.api.call import Call
 from server.config import HEADERS_BYTES_MAX, HEADERS_MAX, REQUEST_BODY_BYTES_MAX, Settings
@@ -281,6 +281,7 @@ def _method(descriptor: MethodDescriptor, run: Callable[..., Any], begin: Callab
     request_class = GetMessageClass(descriptor.input_type)
     violations(request_class())  # raises now if it has a field that cannot be checked
     scope, in_path = required_scope(descriptor), path_fields(descriptor)
+    metrics.show_failures(descriptor.name)
     return Method(descriptor.name, descriptor.full_name, scope, in_path, request_class, run, begin)
 
 

@@ -5,13 +5,15 @@ A thread serves it, so the event loop does none of its work. It stays until the 
 
 import logging
 import platform
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import EADDRINUSE
 from importlib.metadata import version
 from itertools import accumulate, count
-from socket import AF_INET6
+from socket import AF_INET6, SHUT_RDWR, socket
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -36,9 +38,11 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS, PAUSE_AFTER_LINES = 0.001, 50
 """Python runs one thread at a time. In these pauses the event loop gets its turn, about every 0.5 ms."""
 REQUESTS_MAX = 8
-"""Requests at the same time. The connections of more are closed."""
+"""Requests at the same time. For one more, the connection that is open for the longest time is closed."""
 REQUEST_SECONDS_MAX = 5.0
 """How long a client may be silent."""
+CLOSE_SECONDS_MAX = 0.1
+"""How long a new request waits for that. Then its own connection is closed."""
 
 
 def serve_metrics(host: Address, port: int) -> None:
@@ -51,7 +55,8 @@ def serve_metrics(host: Address, port: int) -> None:
     def respond(environment: dict[str, Any], start_response: Any) -> Any:
         request = (environment["REQUEST_METHOD"], environment["PATH_INFO"])
         if request == ("GET", "/metrics"):
-            return page(environment, start_response)
+            # Always the text format. prometheus_client fails on some values of this header.
+            return page(environment | {"HTTP_ACCEPT": ""}, start_response)
         status, body = "404 Not Found", b"not found\n"
         if request == ("GET", "/healthz"):
             up = metrics.DATABASE_UP.value
@@ -136,18 +141,33 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._free = threading.BoundedSemaphore(REQUESTS_MAX)
+        self._open: dict[socket, None] = {}
+        """The connections of the requests, with the oldest first."""
 
-    def verify_request(self, *_: Any) -> bool:
-        return self._free.acquire(blocking=False)
+    def verify_request(self, request: Any, _: Any) -> bool:
+        if not self._free.acquire(blocking=False):
+            self._close_oldest()
+            if not self._free.acquire(timeout=CLOSE_SECONDS_MAX):
+                return False
+        self._open[request] = None
+        return True
+
+    def _close_oldest(self) -> None:
+        # A proper request takes some milliseconds. So the oldest one is of a client that sends or reads slowly.
+        for oldest in [*self._open][:1]:
+            with suppress(OSError):  # it has ended meanwhile
+                oldest.shutdown(SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            del self._open[request]
             self._free.release()
 
     def server_bind(self) -> None:
@@ -156,7 +176,8 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, *_: object) -> None:
-        log.info("a request for the metrics failed", exc_info=True)
+        if not isinstance(sys.exception(), OSError):  # those are of clients that went away or were silent
+            log.info("a request for the metrics failed", exc_info=True)
 
 
 class _Server6(_Server):

@@ -2,13 +2,16 @@
 
 import socket
 import subprocess
+from contextlib import ExitStack
 from shutil import which
 
 import httpx
 import pytest
 
 from server import keys
+from server.metrics import FAILURES
 from server.rpc.auth import required_scope
+from server.run.metrics_page import REQUESTS_MAX
 from server.scopes import SCOPES
 from tests.support.callers import ROUTE, RPCS, SERVICE
 from tests.support.metrics import Metrics, page, samples
@@ -60,6 +63,14 @@ def test_every_call_is_counted_once_with_its_method_and_code(grows, metrics, cus
     assert codes == [codes[0], codes[0], "FORBIDDEN"]
     calls = metrics.total("ordernumbers_calls_total", method=rpc)
     assert metrics.total("ordernumbers_call_duration_seconds_count", method=rpc) == calls
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_a_failure_that_never_happened_is_zero_from_the_start(service, code):
+    """Otherwise the first ones of a worker are no increase for Prometheus."""
+    for port in service.settings.metrics_ports:
+        calls = [each for each in samples([port]) if each.name == "ordernumbers_calls_total"]
+        assert {each.labels["method"] for each in calls if each.labels["code"] == code} == set(RPCS)
 
 
 def test_a_replayed_response_has_a_code_of_its_own(grows, customer, rest):
@@ -191,6 +202,25 @@ def test_a_silent_client_does_not_keep_others_from_the_page(service):
     with socket.create_connection(address) as silent, socket.create_connection(address):
         silent.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert "ordernumbers_calls_total" in page(service.settings.metrics_port)
+
+
+def test_many_slow_clients_do_not_keep_others_from_the_page(service):
+    """Each has begun a request, as one has that sends a byte a second. A probe still gets its response."""
+    address = ("127.0.0.1", service.settings.metrics_port)
+    with ExitStack() as slow:
+        for _ in range(5 * REQUESTS_MAX):
+            slow.enter_context(socket.create_connection(address)).sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert httpx.get(f"http://127.0.0.1:{address[1]}/healthz").text == "ok\n"
+        assert "ordernumbers_calls_total" in page(address[1])
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text; version=abc", "application/openmetrics-text;version=1.0.0", "a/b;;q", ""]
+)
+def test_the_page_is_the_same_text_whatever_is_accepted(service, accept):
+    response = httpx.get(f"http://127.0.0.1:{service.settings.metrics_port}/metrics", headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
 
 
 @pytest.mark.skipif(not which("promtool"), reason="promtool is not installed: apt-get install prometheus")
