@@ -150,6 +150,7 @@ def envoy_command(settings: Settings, config_path: Path) -> list[str]:
     """
     drain_seconds = str(max(1, math.ceil(settings.drain_ms / 1000)))
     options = ["--disable-hot-restart", "--log-level", "warn", "--skip-deprecated-logs"]
+    options += ["--file-flush-interval-msec", "1000"]  # otherwise the access log is up to 10 s late
     drain = ["--drain-time-s", drain_seconds, "--drain-strategy", "immediate"]
     return [_envoy_path(), "--config-path", str(config_path), *options, *drain]
 

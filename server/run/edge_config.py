@@ -15,7 +15,7 @@ from server.config import REQUEST_BODY_BYTES_MAX, Settings
 from server.run.docs_page import BODY_BYTES_MAX, docs_routes
 from server.run.edge_rate_limit import add_shared_rate_limit
 from server.run.edge_tls import downstream_tls, upstream_tls
-from server.run.edge_tracing import EXPORT_INTERVAL, otlp_cluster, tracing
+from server.run.edge_tracing import EXPORT, forget_tracestate, otlp_cluster, tracing
 from server.run.envoy_admin import SOCKET_MODE, admin_socket
 
 CONTRACT = Path(errors_pb2.__file__).parent
@@ -51,8 +51,9 @@ def edge_config(settings: Settings) -> Config:
     _set_http(http, settings)
     if settings.otlp_endpoint:
         http["tracing"] = tracing(settings)
+        http["early_header_mutation_extensions"] = [forget_tracestate()]
         config["static_resources"]["clusters"].append(otlp_cluster(settings))
-        config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT_INTERVAL
+        config["layered_runtime"]["layers"][0]["static_layer"] |= EXPORT
     if settings.rate_limit_service:
         add_shared_rate_limit(config, http, settings)
     if settings.edge_metrics_port:

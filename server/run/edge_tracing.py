@@ -9,8 +9,8 @@ SAMPLER = "type.googleapis.com/envoy.extensions.tracers.opentelemetry.samplers.v
 CALLERS_TEXTS = ("http.method", "http.url", "user_agent", "grpc.path", "grpc.authority", "guid:x-client-trace-id")
 """Envoy's tags with texts of the caller. They are overwritten."""
 EXPORT_SECONDS_MAX = "1s"
-EXPORT_INTERVAL = {"tracing.opentelemetry.flush_interval_ms": 1000}
-"""A value of Envoy's runtime. Otherwise Envoy keeps spans for up to 5 s."""
+EXPORT = {"tracing.opentelemetry.flush_interval_ms": 1000, "tracing.opentelemetry.min_flush_spans": 500}
+"""Values of Envoy's runtime. Otherwise Envoy keeps spans for up to 5 s, and sends them as soon as it has 5."""
 SYSTEM_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -40,6 +40,18 @@ def tracing(settings: Settings) -> Config:
                     },
                 },
             },
+        },
+    }
+
+
+def forget_tracestate() -> Config:
+    """An early header mutation: a span would have the caller's `tracestate`, which is any text."""
+    return {
+        "name": "forget_tracestate",
+        "typed_config": {
+            "@type": "type.googleapis.com/"
+            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [{"remove": "tracestate"}],
         },
     }
 

@@ -27,6 +27,8 @@ class Span:
     linked: list[str]
     """The ids of the spans that it is linked to."""
     is_error: bool
+    state: str
+    """The caller's `tracestate`."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
                     attributes=_attributes(span),
                     linked=[link.span_id.hex() for link in span.links],
                     is_error=span.status.code == 2,
+                    state=span.trace_state,
                 )
 
 
