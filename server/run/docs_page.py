@@ -20,13 +20,15 @@ PAGE_PATH = "/docs"
 DOCUMENT_PATH = "/openapi.json"
 BODY_BYTES_MAX = 16 * 2**20
 """The longest body that Envoy may serve by itself."""
-BYTES_PER_SECOND = 8 * 2**20
+BYTES_PER_SECOND = 2 * 2**20
 """How much one route may serve, for all clients together. At least one response. It refuses more with RATE_LIMITED.
 
-Envoy keeps a body in memory until its client has read it, for up to about a minute. So this is half of the default
-`edge_memory_mb_max` at most.
+Envoy keeps a body in memory until its client has read it, for up to about a minute. Four routes have long bodies. So
+they are half of the default `edge_memory_mb_max` at most.
 """
 RESPONSES_PER_SECOND_MAX = 50
+RESPONSES_AT_ONCE = 10
+"""Several people may open the page in the same second."""
 PACKAGE = "flask_openapi_scalar"
 """The installed package with Scalar's program. requirements-docs.txt pins it."""
 INSTALL = "pip install --no-deps flask-openapi-scalar"
@@ -82,7 +84,7 @@ def write_docs_files(settings: Settings) -> None:
         return
     program = _program()
     if program is None:
-        log.warning(f"{PAGE_PATH} is not served, because its package is missing: {INSTALL}")
+        log.warning(f"{PAGE_PATH} is not served, because its program is missing: {INSTALL}")
     for file in (_document(), program):
         if file:
             path = _compressed(file, settings)
@@ -106,6 +108,8 @@ def _program() -> _File | None:
     if spec is None or spec.origin is None:
         return None
     source = Path(spec.origin).parent / PROGRAM
+    if not source.is_file():  # another version of the package may have it elsewhere
+        return None
     # A new version has a new path. So browsers may keep this one for ever.
     digest = sha256(source.read_bytes()).hexdigest()[:12]
     return _File(f"{PAGE_PATH}/scalar-{digest}.js", "text/javascript", source, "public, max-age=31536000, immutable")
@@ -157,7 +161,8 @@ def _route(path: str, body: Config, headers: dict[str, str], size: int, *conditi
 def _rate_limit(size: int) -> Config:
     always = {"default_value": {"numerator": 100}}
     per_second = max(1, min(RESPONSES_PER_SECOND_MAX, BYTES_PER_SECOND // size))
-    bucket = {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
+    at_once = max(per_second, RESPONSES_AT_ONCE)
+    bucket = {"max_tokens": at_once, "tokens_per_fill": per_second, "fill_interval": "1s"}
     return {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "docs",

@@ -190,8 +190,11 @@ def test_switched_off_they_are_as_unknown_as_any_path(tmp_path, program):
     assert PAGE not in banner(settings, "", 0)
 
 
-def test_without_the_package_there_is_the_document_and_a_warning(tmp_path, program, monkeypatch, caplog):
-    monkeypatch.setattr(docs_page, "PACKAGE", "a_package_that_is_not_installed")
+@pytest.mark.parametrize("name", ["PACKAGE", "PROGRAM"])
+def test_without_the_package_or_its_file_there_is_the_document_and_a_warning(
+    tmp_path, program, monkeypatch, caplog, name
+):
+    monkeypatch.setattr(docs_page, name, "not_installed")
     settings = local_settings(tmp_path, workers=1)
     assert statuses(settings, DOCUMENT, PAGE, program) == [200, 405, 404, 404, 404, 404]
     (message,) = caplog.messages
