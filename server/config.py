@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections import Counter
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -220,10 +222,24 @@ class Settings(BaseSettings):
             for variable, path in paths.items():
                 if path and not path.is_file():
                     raise ValueError(f"{variable}: {path} is not a file")
-        ports = [self.rest_port, *self.grpc_ports, *self.metrics_ports, *filter(None, [self.edge_metrics_port])]
-        if len(set(ports)) < len(ports) or max(ports) > 65535:
-            raise ValueError(f"the ports must differ and be at most 65535, but they are {ports}")
+        self._check_ports()
         return self
+
+    def _check_ports(self) -> None:
+        ports = {
+            "rest_port": [self.rest_port],
+            "grpc_port": self.grpc_ports,
+            "metrics_port": self.metrics_ports,
+            "edge_metrics_port": [self.edge_metrics_port] if self.edge_metrics_port else [],
+        }
+        uses = Counter(chain.from_iterable(ports.values()))
+        wrong = [
+            f"{variable_of(name)} has {', '.join(map(str, found))}"
+            for name, found in ports.items()
+            if any(uses[port] > 1 or port > 65535 for port in found)
+        ]
+        if wrong:
+            raise ValueError(f"the ports must differ and be at most 65535, but {' and '.join(wrong)}")
 
     @property
     def server_addresses(self) -> list[ServerAddress]:

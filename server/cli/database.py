@@ -1,5 +1,6 @@
 """Commands for the database as a whole: `db upgrade` and `check`."""
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ def _require_writable(path: Path) -> None:
     """Raise OperatorError if the file cannot be replaced."""
     if path.suffix != ".prom":
         raise OperatorError(f"{path} does not end in .prom, so the node exporter would not read it")
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises an error in a folder that we may not enter
         raise OperatorError(f"{path} is a folder")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()

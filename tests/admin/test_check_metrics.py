@@ -67,9 +67,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_check(ordernumbers,
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_we_may_not_write_to_is_refused(ordernumbers, tmp_path):
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in ordernumbers.refusal("check", "--metrics-file", tmp_path / "ordernumbers.prom")
+@pytest.mark.parametrize("mode", [0o500, 0])
+def test_a_folder_that_we_may_not_write_to_is_refused(ordernumbers, tmp_path, mode):
+    folder = tmp_path / "folder"
+    folder.mkdir(mode)
+    assert "Permission denied" in ordernumbers.refusal("check", "--metrics-file", folder / "ordernumbers.prom")
 
 
 def test_a_check_that_cannot_reach_the_database_leaves_the_old_file(ordernumbers, file, monkeypatch):

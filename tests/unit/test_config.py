@@ -214,12 +214,17 @@ def test_the_receiver_of_traces_is_a_url_without_a_path(refusal, url):
 
 
 def test_no_two_ports_are_the_same(refusal):
-    assert refusal(WORKERS="2", GRPC_PORT="8079").startswith("the ports must differ and be at most 65535")
-    assert refusal(REST_PORT="50051").startswith("the ports must differ")
-    assert refusal(WORKERS="1", METRICS_PORT="50051").startswith("the ports must differ")
-    assert refusal(WORKERS="2", METRICS_PORT="65535").startswith("the ports must differ and be at most 65535")
-    assert refusal(EDGE_METRICS_PORT="8080").startswith("the ports must differ")
-    assert refusal(WORKERS="2", GRPC_PORT="65535").startswith("the ports must differ and be at most 65535")
+    rest, grpc = "ORDERNUMBERS_REST_PORT has", "ORDERNUMBERS_GRPC_PORT has"
+    metrics, of_edge = "ORDERNUMBERS_METRICS_PORT has", "ORDERNUMBERS_EDGE_METRICS_PORT has"
+    for told, wrong in (
+        ({"WORKERS": "2", "GRPC_PORT": "8079"}, f"{rest} 8080 and {grpc} 8079, 8080"),
+        ({"WORKERS": "1", "REST_PORT": "50051"}, f"{rest} 50051 and {grpc} 50051"),
+        ({"WORKERS": "1", "METRICS_PORT": "50051"}, f"{grpc} 50051 and {metrics} 50051"),
+        ({"EDGE_METRICS_PORT": "8080"}, f"{rest} 8080 and {of_edge} 8080"),
+        ({"WORKERS": "2", "METRICS_PORT": "65535"}, f"{metrics} 65535, 65536"),
+        ({"WORKERS": "2", "GRPC_PORT": "65535"}, f"{grpc} 65535, 65536"),
+    ):
+        assert refusal(**told) == f"the ports must differ and be at most 65535, but {wrong}"
 
 
 def test_metrics_may_be_off(told):
