@@ -30,6 +30,7 @@ def log_as_json(fd: int = 2) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _log_exception
     threading.excepthook = lambda failed: _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    sys.unraisablehook = lambda failed: _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 def write(lines: str) -> None:
@@ -67,8 +68,21 @@ class _Handler(logging.Handler):
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
         more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
-        return entry(record.levelname, record.getMessage(), record.created, **more)
+        line = entry(record.levelname, message, record.created, **more)
+        # A pipe may mix a longer line with those of other processes. A character takes up to 12 bytes.
+        for size in (2000, 1000, 400, 100):
+            if len(line) < select.PIPE_BUF:
+                break
+            texts = {name: _without_middle(text, size) for name, text in more.items()}
+            line = entry(record.levelname, _without_middle(message, size), record.created, **texts)
+        return line
+
+
+def _without_middle(text: str, size: int) -> str:
+    """The text, or its beginning and its end with this many characters. The end of a traceback has the reason."""
+    return text if len(text) <= size else f"{text[: size // 4]} […] {text[-(size - size // 4) :]}"
 
 
 def _log_exception(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
