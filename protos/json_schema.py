@@ -165,9 +165,13 @@ def _type_schema(image: Image, field: Field) -> Schema:
     raise Undocumented(f"{field.full_name}: there is no JSON Schema for its type")
 
 
-def _object(message: Message, properties: dict[str, Schema], required: Sequence[str]) -> Schema:
+def refuse_message_rules(message: Message) -> None:
     if MESSAGE_RULES in message.options:
         raise Undocumented(f"{message.name}: there is no JSON Schema for the rules of a whole message")
+
+
+def _object(message: Message, properties: dict[str, Schema], required: Sequence[str]) -> Schema:
+    refuse_message_rules(message)
     schema = {"type": "object", "description": message.comment, "properties": properties}
     return schema | ({"required": list(required)} if required else {})
 

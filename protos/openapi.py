@@ -13,7 +13,16 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from protos import openapi_examples as examples
 from protos.image import Image, Method, file_comment
-from protos.json_schema import Schema, Undocumented, is_required, request_schema, response_schema, rule_of, value_schema
+from protos.json_schema import (
+    Schema,
+    Undocumented,
+    is_required,
+    refuse_message_rules,
+    request_schema,
+    response_schema,
+    rule_of,
+    value_schema,
+)
 from protos.openapi_refusals import REQUEST_ID, SCHEMAS, codes_of, name_of, response, response_with, schema_of
 from server.errors import ERRORS, Code
 
@@ -64,6 +73,7 @@ class _Operation:
             raise Undocumented(f"{method.full_name}: protos/openapi_examples.py has no example of it")
         if SCOPE not in method.options:
             raise Undocumented(f"{method.full_name}: it has no required_scope")
+        refuse_message_rules(method.request)
         rule = dict(method.options[HTTP])
         self.has_body = rule.pop("body", "") == "*"
         ((self.verb, self.path),) = rule.items()  # edge_tables.py has refused everything else

@@ -241,6 +241,16 @@ def without_scope(rpc):
     rpc.options.ClearExtension(options_pb2.required_scope)
 
 
+def test_a_rule_of_a_whole_request_is_refused_by_its_name():
+    """Also of a request without a body, whose fields are parameters."""
+    for request in [method.input_type for method in SERVICE.methods]:
+        files = FileDescriptorSet.FromString(FILES.SerializeToString())
+        (message,) = (each for file in files.file for each in file.message_type if each.name == request.name)
+        a_rule_of_the_message(message, None)
+        with pytest.raises(Undocumented, match=f"{request.name}: .*rules"):
+            openapi_json(files)
+
+
 @pytest.mark.parametrize(("change", "named"), [(rename, "SellNumbers: .*example"), (without_scope, "required_scope")])
 def test_an_rpc_without_an_example_or_a_scope_is_refused_by_its_name(change, named):
     files = FileDescriptorSet.FromString(FILES.SerializeToString())
