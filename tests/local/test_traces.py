@@ -171,15 +171,37 @@ def test_no_span_has_a_key_or_the_path_that_the_caller_sent(traced, receiver):
 # ---------------------------------------------------------------- who samples
 
 
+def assert_not_traced(up, receiver, trace_id):
+    # A call that is traced at the worker itself. When its spans have come, those of the first would have, too.
+    other_id, traceparent = new_traceparent()
+    order_by_grpc(up, search(up), traceparent)
+    spans_of(receiver, other_id, *SPANS[1:])
+    assert receiver.of_trace(trace_id) == []
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"x-envoy-force-trace": "1"},
+        {"x-envoy-force-trace": "1", "x-envoy-internal": "true", "x-forwarded-for": "10.0.0.1"},
+        {"x-client-trace-id": "abc"},
+        {"x-request-id": "00000000-0000-4000-8000-000000000000"},
+        {"b3": "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1", "x-b3-sampled": "1"},
+    ],
+)
+def test_no_header_has_a_call_traced(seldom_traced, receiver, extra):
+    trace_id, traceparent = new_traceparent()
+    sent = headers(seldom_traced, traceparent) | extra
+    response = httpx.post(f"{seldom_traced.rest_url}/v1/phone-numbers/search", json={"quantity": 1}, headers=sent)
+    assert response.status_code == 200
+    assert_not_traced(seldom_traced, receiver, trace_id)
+
+
 def test_a_stranger_cannot_have_a_call_traced_but_finds_its_trace_id_in_both_logs(seldom_traced, receiver):
     trace_id, traceparent = new_traceparent()
     response = order(seldom_traced, search(seldom_traced), traceparent)
     assert {line["trace_id"] for line in log_lines(seldom_traced, response.headers["x-request-id"])} == {trace_id}
-    # A call that is traced at the worker itself. When its spans have come, those of the first would have, too.
-    other_id, traceparent = new_traceparent()
-    order_by_grpc(seldom_traced, search(seldom_traced), traceparent)
-    spans_of(receiver, other_id, *SPANS[1:])
-    assert receiver.of_trace(trace_id) == []
+    assert_not_traced(seldom_traced, receiver, trace_id)
 
 
 def test_an_internal_caller_decides_by_its_flag(seldom_traced, receiver):
