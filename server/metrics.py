@@ -140,6 +140,7 @@ UNSETTLED_COMMITS = _gauge("unsettled_commits", "COMMITs that may still run in t
 PURGES = _counter("purges", "Purges of old idempotency keys.", ("result",), ("ok", "failed"))
 PURGED = _counter("purged_responses", "Stored responses that were purged.")[()]
 DATABASE_UP = _gauge("database_up", "1 if the last health check could have carried out an order.")[()]
+CERTIFICATE_END = _gauge("certificate_end_timestamp_seconds", "When the certificate ends. 0 without TLS.")[()]
 
 
 before_scrape: list[Callable[[], None]] = []

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import grpc
 
-from server.certificates import check_certificate
+from server import metrics
+from server.certificates import check_certificate, end_of
 from server.config import Settings
 from server.errors import OperatorError
 
@@ -42,6 +43,7 @@ class _Files:
         check_certificate(*self._paths)
         if self._read() != found:
             raise OperatorError("the files of the certificate are being replaced")
+        metrics.CERTIFICATE_END.value = end_of(*self._paths[:2])
         self._in_use = chain, key, ca = found
         return grpc.ssl_server_certificate_configuration([(key, chain)], ca)
 

@@ -14,6 +14,7 @@ import trustme
 from ordernumbers.v1.orders_pb2 import OrderNumbersRequest
 from tests.support.callers import METHOD, ROUTE
 from tests.support.databases import open_folder
+from tests.support.metrics import Metrics
 from tests.support.stack import Up, local_settings, wait_until
 
 NAME = "ordernumbers-servers"
@@ -93,6 +94,12 @@ def test_an_internal_caller_with_a_certificate_is_served(up, authority):
     assert order_at_the_worker(up, client_credentials(authority, authority)) == grpc.StatusCode.ABORTED
 
 
+def test_the_worker_shows_when_its_certificate_ends(up, authority):
+    end = ssl.cert_time_to_seconds(certificate_of_the_worker(up, authority)["notAfter"])
+    shown = Metrics(up.settings.metrics_ports).total("ordernumbers_certificate_end_timestamp_seconds")
+    assert shown == end
+
+
 def test_others_are_not_served(up, authority):
     strangers = trustme.CA()
     without = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
@@ -117,7 +124,11 @@ def status_of(edge):
 
 
 def serial_of_the_worker(up, authority):
-    """The serial number of the certificate that the worker shows now."""
+    return certificate_of_the_worker(up, authority)["serialNumber"]
+
+
+def certificate_of_the_worker(up, authority):
+    """The certificate that the worker shows now, as Python's ssl has it."""
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     context.check_hostname = False
     own = authority.issue_cert("client")
@@ -126,7 +137,7 @@ def serial_of_the_worker(up, authority):
         socket.create_connection(("127.0.0.1", up.settings.grpc_port)) as plain,
         context.wrap_socket(plain, server_hostname=NAME) as wrapped,
     ):
-        return wrapped.getpeercert()["serialNumber"]
+        return wrapped.getpeercert()
 
 
 def test_a_certificate_that_cannot_be_used_is_logged_once_and_the_one_before_stays_in_use(up, authority):
