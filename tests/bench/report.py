@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from rich.console import Console
@@ -153,11 +153,18 @@ def _against(key: str, pairs: Sequence[tuple[Measure, Measure]]) -> dict[str, An
         key: round(median(throughput), 3),
         f"{key}_range": _range(throughput),
         f"{key}_cpu": round(median(per_cpu), 3),
+        f"{key}_cpu_quartiles": _quartiles(per_cpu),
     }
 
 
 def _numbers_per_cpu_second(measure: Measure) -> float:
     return measure.numbers_per_order * measure.orders_per_cpu_second
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """What a quarter and three quarters of the values are below. Of many rounds they say more than the range."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return [round(low, 3), round(high, 3)]
 
 
 def _range(values: Sequence[float]) -> list[float]:
@@ -240,12 +247,16 @@ def _table_of_ratios(found: Mapping[str, Any]) -> Table:
         table.add_row(
             name, f"{sense} {goal:g}", f"[{'green' if reached else 'red'}]{found[name]:g}", *_more(found, name)
         )
-    for name in (name for name in found if name.startswith("against ") and not name.endswith(("_range", "_cpu"))):
+    beside = ("_range", "_cpu", "_cpu_quartiles")
+    for name in (name for name in found if name.startswith("against ") and not name.endswith(beside)):
         table.add_row(name, "", f"{found[name]:g}", *_more(found, name))
     return table
 
 
 def _more(found: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The range over the rounds, and the ratio per CPU-second."""
-    low_high, per_cpu = found.get(f"{name}_range"), found.get(f"{name}_cpu")
-    return (f"{low_high[0]:g}–{low_high[1]:g}" if low_high else ""), ("" if per_cpu is None else f"{per_cpu:g}")
+    """The range over the rounds, and the ratio per CPU-second with its quartiles."""
+    low_high, per_cpu, quartiles = (found.get(f"{name}_{more}") for more in ("range", "cpu", "cpu_quartiles"))
+    return (
+        f"{low_high[0]:g}–{low_high[1]:g}" if low_high else "",
+        " ".join([f"{per_cpu:g}" if per_cpu else "", f"({quartiles[0]:g}–{quartiles[1]:g})" if quartiles else ""]),
+    )
