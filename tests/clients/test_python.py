@@ -20,6 +20,7 @@ from ordernumbers_client import (
     AsyncClient,
     Client,
     InsufficientInventory,
+    InvalidInput,
     NoResponse,
     NotFound,
     Refused,
@@ -188,6 +189,43 @@ def test_a_wrong_api_key_is_refused_and_appears_nowhere(kind, up):
     with kind(up.rest_url, "am_live_wrong") as client, pytest.raises(Unauthorized) as refusal:
         client.search()
     assert "am_live_wrong" not in repr(refusal.value) + repr(vars(client))
+
+
+@pytest.mark.parametrize("key", ["", "am_live_secret\n", "am live secret", "am_live_sécret"])
+def test_an_api_key_that_no_header_can_have_is_an_error_of_the_program(kind, key):
+    with pytest.raises(ValueError, match=r"^api_key must be visible ASCII characters$"):
+        kind("http://127.0.0.1", key)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://:80", "http://a b", "http://me:am_live_key@127.0.0.1"],
+)
+def test_a_url_that_leads_to_no_service_is_an_error_of_the_program(kind, url):
+    with pytest.raises(ValueError, match=r"^base_url must be http:// or https:// with a host, [a-z, ]+$"):
+        kind(url, "am_live_key")
+
+
+@pytest.mark.parametrize("key", ["a\n", " a", "a\r\nb", "ä"])
+def test_an_idempotency_key_that_no_header_can_have_is_not_sent(client, key):
+    with pytest.raises(ValueError, match=r"^idempotency_key must be visible ASCII characters$"):
+        client.bulk_order(1, idempotency_key=key)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a\tb", "a" * 256])
+def test_the_service_refuses_other_malformed_idempotency_keys(client, key):
+    with pytest.raises((ValidationFailed, InvalidInput)):
+        client.bulk_order(1, idempotency_key=key)
+
+
+@pytest.mark.parametrize(("kind", "http"), [(Client, httpx2.Client), (InStep, httpx2.AsyncClient)])
+def test_an_error_of_the_http_client_that_is_no_loss_ends_the_call(kind, http, up, api_key):
+    started = time.monotonic()
+    with kind(up.rest_url, api_key, http=http(headers={"x-team": "a\n"})) as client, pytest.raises(NoResponse) as error:
+        client.bulk_order(1)
+    assert isinstance(error.value.__cause__, httpx2.LocalProtocolError)
+    assert error.value.idempotency_key
+    assert time.monotonic() - started < 1
 
 
 def test_every_code_has_a_class_or_means_an_error_of_the_program():

@@ -5,6 +5,7 @@ The rules are those of docs/calling.md of the service.
 
 import json
 import random
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,7 +18,13 @@ from ordernumbers_client.errors import NoResponse, OrderNumbersError, Refused, U
 T = TypeVar("T")
 
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-LOST = (httpx2.TransportError, httpx2.DecodingError)
+LOST = (
+    httpx2.TimeoutException,
+    httpx2.NetworkError,
+    httpx2.RemoteProtocolError,
+    httpx2.ProxyError,
+    httpx2.DecodingError,
+)
 """No response, or none that can be read. Except with NOT_SENT the call may have been carried out."""
 PASSES = (429, 503, 504)
 NOT_DONE = (
@@ -31,16 +38,25 @@ NOT_DONE = (
 UNCLEAR = ("TIMEOUT", "IDEMPOTENCY_IN_PROGRESS")
 PAUSE_SECONDS = 1.0
 SPREAD_SECONDS_MAX = 30.0
+BASE_URL = re.compile(r"https?://[^\s/?#@:][^\s/?#@]*(/[^\s?#]*)?", re.IGNORECASE)
+VISIBLE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a client."""
+    """The options of a client. Raises ValueError for a URL or an API key that no request can have."""
 
     base_url: str
     api_key: str
     deadline_seconds: float
     attempt_seconds: float
+
+    def __post_init__(self) -> None:
+        # The texts have neither value: the API key is secret, and a caller may have swapped the two.
+        if not BASE_URL.fullmatch(self.base_url):
+            raise ValueError("base_url must be http:// or https:// with a host, without a user, query or fragment")
+        if not VISIBLE.fullmatch(self.api_key):
+            raise ValueError("api_key must be visible ASCII characters")
 
     def __repr__(self) -> str:
         return f"Options({self.base_url!r})"
@@ -85,7 +101,7 @@ class Attempts(Generic[T]):
     def pause_seconds(self, error: httpx2.RequestError | OrderNumbersError) -> float:
         """Return how long to wait before the next attempt. Raises the error of the call if there is none."""
         failure = error if isinstance(error, OrderNumbersError) else NoResponse(f"no response: {error!r}")
-        is_last = not (isinstance(failure, NoResponse) or _passes(failure))
+        is_last = not (isinstance(error, LOST) or _passes(failure))
         self._note(failure, is_sent=not isinstance(error, NOT_SENT))
         pause = _pause_seconds(self._count, getattr(failure, "retry_after_seconds", None))
         self._count += 1

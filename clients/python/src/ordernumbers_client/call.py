@@ -1,5 +1,6 @@
 """One call, before it is sent, and its result as the classes of `models`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -11,10 +12,12 @@ from uuid import uuid4
 
 T = TypeVar("T")
 
+HEADER_VALUE = re.compile(r"([!-~]+([ \t]+[!-~]+)*)?")
+
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A call, and the class of what it returns."""
+    """A call, and the class of what it returns. Raises ValueError for an idempotency key that no header can have."""
 
     method: str
     path: str
@@ -33,7 +36,9 @@ class Call(Generic[T]):
     def __post_init__(self) -> None:
         if self.is_write and self.idempotency_key is None:
             object.__setattr__(self, "idempotency_key", str(uuid4()))
-        elif self.is_write:
+        elif self.idempotency_key is not None:
+            if not HEADER_VALUE.fullmatch(self.idempotency_key):
+                raise ValueError("idempotency_key must be visible ASCII characters")
             object.__setattr__(self, "may_be_carried_out", True)
 
     def result_of(self, response: Any) -> T:

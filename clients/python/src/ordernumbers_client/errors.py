@@ -19,7 +19,7 @@ class OrderNumbersError(Exception):
 
 
 class NoResponse(OrderNumbersError):
-    """No attempt got a response before the deadline. `__cause__` is the last one's error."""
+    """No attempt got a response before the deadline, or none can get one. `__cause__` is the last one's error."""
 
 
 class UnexpectedResponse(OrderNumbersError):

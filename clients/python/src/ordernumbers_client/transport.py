@@ -6,7 +6,7 @@ from typing import Self, TypeVar
 
 import httpx2
 
-from ordernumbers_client.attempts import LOST, Attempts, Options
+from ordernumbers_client.attempts import Attempts, Options
 from ordernumbers_client.call import Call
 from ordernumbers_client.errors import OrderNumbersError
 
@@ -39,7 +39,7 @@ class SyncTransport:
         while True:
             try:
                 return attempts.result(self._http.request(**attempts.request()))
-            except (*LOST, OrderNumbersError) as error:
+            except (httpx2.RequestError, OrderNumbersError) as error:
                 pause_seconds = attempts.pause_seconds(error)
             time.sleep(pause_seconds)
 
@@ -77,7 +77,7 @@ class AsyncTransport:
         while True:
             try:
                 return attempts.result(await self._http.request(**attempts.request()))
-            except (*LOST, OrderNumbersError) as error:
+            except (httpx2.RequestError, OrderNumbersError) as error:
                 pause_seconds = attempts.pause_seconds(error)
             await asyncio.sleep(pause_seconds)
 
