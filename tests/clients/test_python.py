@@ -247,6 +247,49 @@ def test_a_response_of_another_server_is_not_taken_for_a_refusal(mishaps):
     assert (error.value.status, error.value.request_id, error.value.is_outcome_unknown) == (404, "r", True)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"success": false, "data": []}',
+        '{"success": "true", "data": []}',
+        '{"data": []}',
+        '{"success": true}',
+        '{"success": true, "data": {}}',
+        '{"success": true, "data": ""}',
+        '{"success": true, "data": null}',
+        "[" * 200_000,
+    ],
+)
+def test_a_response_without_a_result_is_not_taken_for_one(mishaps, body):
+    client, _ = mishaps(respond(200, body), respond(200, body))
+    for call in (client.search, client.all_numbers):
+        with pytest.raises(UnexpectedResponse):
+            list(call())
+
+
+def test_an_answer_that_is_too_deep_keeps_the_idempotency_key(mishaps):
+    client, proxy = mishaps(respond(200, "[" * 200_000))
+    with pytest.raises(UnexpectedResponse) as error:
+        client.bulk_order(1)
+    assert error.value.is_outcome_unknown
+    assert [error.value.idempotency_key] == proxy.idempotency_keys
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        '"Bad gateway"',
+        '{"code": 502, "message": "Bad gateway"}',
+        '{"code": 502, "message": "Bad gateway", "request_id": "r"}',
+        '{"code": "BAD", "message": null, "request_id": "r"}',
+    ],
+)
+def test_an_error_of_another_server_in_json_is_not_taken_for_a_refusal(mishaps, error):
+    client, _ = mishaps(respond(502, f'{{"success": false, "error": {error}}}'))
+    with pytest.raises(UnexpectedResponse):
+        client.search()
+
+
 # ---------------------------------------------------------------- sent again
 
 
@@ -286,6 +329,15 @@ def test_a_deadline_that_retry_after_exceeds_is_not_waited_for(mishaps):
         client.bulk_order(1)
     assert (refusal.value.retry_after_seconds, refusal.value.is_outcome_unknown) == (3600, False)
     assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("seconds", ["9" * 5000, "9" * 10, "-1", "1.5", "soon", "٣"])
+def test_a_retry_after_that_is_no_number_of_seconds_is_ignored(mishaps, seconds):
+    body = {"success": False, "error": {"code": "UNAVAILABLE", "message": "later", "request_id": "r"}}
+    client, proxy = mishaps(respond(503, json.dumps(body), f"retry-after: {seconds}"))
+    assert client.bulk_order(1).status == "complete"
+    (first, again) = proxy.idempotency_keys
+    assert first == again
 
 
 def test_a_refusal_after_a_lost_response_does_not_say_that_nothing_was_done(mishaps):

@@ -92,7 +92,7 @@ class Attempts(Generic[T]):
             if response.status_code == 200:
                 return self._call.result_of(json.loads(response.content))
             raise refusal_of(response.status_code, json.loads(response.content), _retry_after_seconds(response))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             unexpected = UnexpectedResponse(response.status_code, "not a response of OrderNumbers")
             unexpected.request_id = response.headers.get("x-request-id")
             unexpected.retry_after_seconds = _retry_after_seconds(response)
@@ -126,7 +126,7 @@ def _passes(failure: OrderNumbersError) -> bool:
 
 def _retry_after_seconds(response: httpx2.Response) -> int | None:
     text = response.headers.get("retry-after", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def _pause_seconds(count: int, retry_after_seconds: int | None) -> float:

@@ -43,6 +43,8 @@ class Call(Generic[T]):
 
     def result_of(self, response: Any) -> T:
         """Return the result in the JSON of a response. Raises KeyError, TypeError or ValueError if it is not there."""
+        if response["success"] is not True:
+            raise ValueError("not a success")
         return decode(self.result, response if self.is_whole else response["data"])
 
 
@@ -65,6 +67,8 @@ def decode(kind: type[T], value: Any) -> T:
     if get_origin(kind) is UnionType:  # the other one of the two is None
         found = None if value is None else decode(get_args(kind)[0], value)
     elif get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise TypeError("not a list")
         found = [decode(get_args(kind)[0], item) for item in value]
     elif is_dataclass(kind):
         found = kind(**{name: decode(type_, value[name]) for name, type_ in _members(kind).items() if name in value})

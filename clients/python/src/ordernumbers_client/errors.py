@@ -42,7 +42,7 @@ class Refused(OrderNumbersError):
         """The code, such as `NOT_FOUND`. A later version of the service may add some."""
         self.message: str = error["message"]
         """One sentence for people. Its wording may change."""
-        self.details: dict[str, str] = error.get("details", {})
+        self.details: dict[str, str] = error.get("details") or {}
         """Each field at fault with the rule that it breaks: `{"numbers[1]": "must be E.164"}`."""
         self.retry_after_seconds = retry_after_seconds
         self.request_id = error["request_id"]
@@ -134,5 +134,7 @@ CLASSES: Mapping[str, type[Refused]] = {
 
 def refusal_of(status: int, response: Any, retry_after_seconds: int | None) -> Refused:
     """Return the error for the JSON of a refusal. Raises KeyError or TypeError if it is none."""
-    kind = CLASSES.get(response["error"]["code"], Refused)
-    return kind(status, response, retry_after_seconds)
+    error = response["error"]
+    if not all(isinstance(error[name], str) for name in ("code", "message", "request_id")):
+        raise TypeError("not a refusal")
+    return CLASSES.get(error["code"], Refused)(status, response, retry_after_seconds)
