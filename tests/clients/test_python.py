@@ -378,6 +378,27 @@ def test_a_refusal_that_was_sent_again_says_that_nothing_was_done(mishaps):
     assert refusal.value.is_outcome_unknown is False
 
 
+def test_a_request_that_breaks_the_rules_was_never_carried_out(mishaps):
+    body = {"success": False, "error": {"code": "TIMEOUT", "message": "later", "request_id": "r"}}
+    client, proxy = mishaps()
+    with pytest.raises(ValidationFailed) as refusal:
+        client.order(free_numbers(client, 1), idempotency_key="a b")
+    assert refusal.value.is_outcome_unknown is False
+    proxy.spoil(respond(504, json.dumps(body)))
+    with pytest.raises(ValidationFailed) as refusal:
+        client.order(["4155550100"])
+    assert refusal.value.is_outcome_unknown is False
+
+
+@pytest.mark.parametrize("code", ["INVALID_INPUT", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"])
+def test_a_malformed_request_was_never_carried_out(mishaps, code):
+    body = {"success": False, "error": {"code": code, "message": "no", "request_id": "r"}}
+    client, _ = mishaps(lose, respond(ERRORS[code].http_status, json.dumps(body)))
+    with pytest.raises(Refused) as refusal:
+        client.bulk_order(1)
+    assert (refusal.value.code, refusal.value.is_outcome_unknown) == (code, False)
+
+
 def test_without_a_response_until_the_deadline_the_outcome_is_unknown(mishaps):
     client, proxy = mishaps(*[lose] * 9)
     with pytest.raises(NoResponse) as error:

@@ -36,8 +36,15 @@ interface Call {
 
 const NOT_SENT = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"];
 const PASSES = [429, 503, 504];
-/** The service looks the idempotency key up before it refuses so. So no earlier attempt was carried out either. */
+/**
+ * No earlier attempt was carried out either. The service refuses such a request always, whatever its state, or it has
+ * looked the idempotency key up before.
+ */
 const NOT_DONE = [
+  "INVALID_INPUT",
+  "PAYLOAD_TOO_LARGE",
+  "UNSUPPORTED_MEDIA_TYPE",
+  "VALIDATION_FAILED",
   "NOT_FOUND",
   "INSUFFICIENT_CREDIT",
   "INSUFFICIENT_INVENTORY",

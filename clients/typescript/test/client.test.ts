@@ -212,6 +212,23 @@ test("a refusal that was sent again says that nothing was done", async () => {
   assert.equal(error.isOutcomeUnknown, false);
 });
 
+test("a request that breaks the rules was never carried out", async () => {
+  const numbers = await freeNumbers(1);
+  const first = await thrown(ValidationFailed, client.order({ numbers }, { idempotencyKey: "a b" }));
+  assert.equal(first.isOutcomeUnknown, false);
+  const [behind] = await spoiled([refuse(504, "TIMEOUT", "1")]);
+  const second = await thrown(ValidationFailed, behind.order({ numbers: ["4155550100"] }));
+  assert.equal(second.isOutcomeUnknown, false);
+});
+
+const MALFORMED = { INVALID_INPUT: 400, PAYLOAD_TOO_LARGE: 413, UNSUPPORTED_MEDIA_TYPE: 415 };
+for (const [code, status] of Object.entries(MALFORMED))
+  test(`a request that is ${code} was never carried out`, async () => {
+    const [behind] = await spoiled([lose, refuse(status, code, "1")]);
+    const error = await thrown(Refused, behind.bulkOrder({ quantity: 1 }));
+    assert.deepEqual([error.code, error.isOutcomeUnknown], [code, false]);
+  });
+
 test("without a server nothing was done", async () => {
   const server = createServer().listen(0, "127.0.0.1");
   await new Promise((resolve) => server.on("listening", resolve));

@@ -28,13 +28,20 @@ LOST = (
 """No response, or none that can be read. Except with NOT_SENT the call may have been carried out."""
 PASSES = (429, 503, 504)
 NOT_DONE = (
+    "INVALID_INPUT",
+    "PAYLOAD_TOO_LARGE",
+    "UNSUPPORTED_MEDIA_TYPE",
+    "VALIDATION_FAILED",
     "NOT_FOUND",
     "INSUFFICIENT_CREDIT",
     "INSUFFICIENT_INVENTORY",
     "LIMIT_EXCEEDED",
     "IDEMPOTENCY_KEY_REUSED",
 )
-"""The service looks the idempotency key up before it refuses so. So no earlier attempt was carried out either."""
+"""No earlier attempt was carried out either.
+
+The service refuses such a request always, whatever its state, or it has looked the idempotency key up before.
+"""
 UNCLEAR = ("TIMEOUT", "IDEMPOTENCY_IN_PROGRESS")
 PAUSE_SECONDS = 1.0
 SPREAD_SECONDS_MAX = 30.0
