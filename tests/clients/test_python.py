@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from inspect import getmembers, isfunction, signature
+from math import inf
 from pathlib import Path
 from uuid import uuid4
 
@@ -290,6 +292,14 @@ def test_an_error_of_another_server_in_json_is_not_taken_for_a_refusal(mishaps, 
         client.search()
 
 
+@pytest.mark.parametrize(("kind", "http"), [(Client, httpx2.Client), (InStep, httpx2.AsyncClient)])
+def test_a_redirection_is_not_followed(mishaps, http):
+    client, proxy = mishaps(respond(302, "", "location: /healthz"), http=http(follow_redirects=True))
+    with pytest.raises(UnexpectedResponse) as error:
+        client.bulk_order(1)
+    assert (error.value.status, len(proxy.requests)) == (302, 1)
+
+
 # ---------------------------------------------------------------- sent again
 
 
@@ -410,8 +420,66 @@ def test_a_response_that_does_not_come_in_time_is_given_up(mishaps):
     client, _ = mishaps(lambda *_: time.sleep(1), attempt_seconds=0.3, deadline_seconds=1)
     with pytest.raises(NoResponse) as error:
         client.bulk_order(1)
-    assert isinstance(error.value.__cause__, httpx2.ReadTimeout)
+    assert isinstance(error.value.__cause__, httpx2.ReadTimeout | TimeoutError)
     assert error.value.is_outcome_unknown
+
+
+def trickle(begin):
+    """Begin a response, and go on byte by byte."""
+
+    def send(client, _response):
+        client.sendall(begin)
+        for _ in range(30):
+            time.sleep(0.1)
+            client.sendall(b"x")
+
+    return send
+
+
+def assert_given_up_in_time(client):
+    started = time.monotonic()
+    with pytest.raises(NoResponse) as error:
+        client.bulk_order(1)
+    assert error.value.is_outcome_unknown
+    assert time.monotonic() - started < 2
+
+
+def test_a_response_that_comes_byte_by_byte_is_given_up(mishaps):
+    client, _ = mishaps(trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"), deadline_seconds=0.5)
+    assert_given_up_in_time(client)
+
+
+@pytest.mark.parametrize("kind", [InStep])
+def test_headers_that_come_byte_by_byte_are_given_up(mishaps):
+    client, _ = mishaps(trickle(b"HTTP/1.1 200 OK\r\nx-slow: "), deadline_seconds=0.5)
+    assert_given_up_in_time(client)
+
+
+@pytest.mark.parametrize("kind", [InStep])
+def test_a_call_whose_headers_come_byte_by_byte_is_sent_again(mishaps):
+    client, proxy = mishaps(trickle(b"HTTP/1.1 200 OK\r\nx-slow: "), attempt_seconds=0.5)
+    assert client.bulk_order(1).status == "complete"
+    assert len(proxy.requests) > 1
+    assert len(set(proxy.idempotency_keys)) == 1
+
+
+def test_a_server_that_accepts_no_connection_was_sent_nothing(kind):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as waiting:
+        for _ in range(4):  # so that its queue is full
+            connection = waiting.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with kind(url, "am_live_key", deadline_seconds=0.5) as client, pytest.raises(NoResponse) as error:
+            client.bulk_order(1)
+    assert isinstance(error.value.__cause__, httpx2.ConnectTimeout)
+    assert error.value.is_outcome_unknown is False
+
+
+@pytest.mark.parametrize("seconds", [1e10, inf])
+def test_an_attempt_may_last_for_ever(mishaps, seconds):
+    client, _ = mishaps(attempt_seconds=seconds, deadline_seconds=seconds)
+    assert free_numbers(client, 1)
 
 
 def test_without_a_server_nothing_was_done(kind):

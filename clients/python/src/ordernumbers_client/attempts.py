@@ -24,8 +24,12 @@ LOST = (
     httpx2.RemoteProtocolError,
     httpx2.ProxyError,
     httpx2.DecodingError,
+    OSError,
 )
-"""No response, or none that can be read. Except with NOT_SENT the call may have been carried out."""
+"""No response, or none that can be read. Except with NOT_SENT the call may have been carried out.
+
+OSError: the TimeoutError of asyncio, and errors of TLS that httpx2 lets through.
+"""
 PASSES = (429, 503, 504)
 NOT_DONE = (
     "INVALID_INPUT",
@@ -45,6 +49,8 @@ The service refuses such a request always, whatever its state, or it has looked 
 UNCLEAR = ("TIMEOUT", "IDEMPOTENCY_IN_PROGRESS")
 PAUSE_SECONDS = 1.0
 SPREAD_SECONDS_MAX = 30.0
+ATTEMPT_SECONDS_MAX = 86_400.0
+"""Sockets refuse to wait for ever."""
 BASE_URL = re.compile(r"https?://[^\s/?#@:][^\s/?#@]*(/[^\s?#]*)?", re.IGNORECASE)
 VISIBLE = re.compile(r"[!-~]+")
 
@@ -77,10 +83,14 @@ class Attempts(Generic[T]):
         self._options = options
         self._ends = time.monotonic() + (options.deadline_seconds if deadline_seconds is None else deadline_seconds)
         self._count = 0
+        self._attempt_ends = self._ends
         self._may_be_carried_out = call.may_be_carried_out
 
     def request(self) -> dict[str, Any]:
-        """Return the arguments of `httpx2.Client.request` for the next attempt."""
+        """Return the arguments of `httpx2.Client.request` for the next attempt. Its time begins now."""
+        now = time.monotonic()
+        seconds = max(0.001, min(self._options.attempt_seconds, self._ends - now, ATTEMPT_SECONDS_MAX))
+        self._attempt_ends = now + seconds
         headers = {"authorization": f"Bearer {self._options.api_key}"}
         if self._call.idempotency_key is not None:
             headers["idempotency-key"] = self._call.idempotency_key
@@ -90,22 +100,29 @@ class Attempts(Generic[T]):
             "params": self._call.query,
             "json": self._call.body,
             "headers": headers,
-            "timeout": max(0.001, min(self._options.attempt_seconds, self._ends - time.monotonic())),
+            "timeout": seconds,
+            "follow_redirects": False,
         }
 
-    def result(self, response: httpx2.Response) -> T:
+    def in_time(self, part: bytes) -> bytes:
+        """Return a part of a response. Raises ReadTimeout if the time of the attempt is over."""
+        if time.monotonic() > self._attempt_ends:
+            raise httpx2.ReadTimeout("the response is too slow")
+        return part
+
+    def result(self, response: httpx2.Response, body: bytes) -> T:
         """Return the result in a response. Raises Refused or UnexpectedResponse."""
         try:
             if response.status_code == 200:
-                return self._call.result_of(json.loads(response.content))
-            raise refusal_of(response.status_code, json.loads(response.content), _retry_after_seconds(response))
+                return self._call.result_of(json.loads(body))
+            raise refusal_of(response.status_code, json.loads(body), _retry_after_seconds(response))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             unexpected = UnexpectedResponse(response.status_code, "not a response of OrderNumbers")
             unexpected.request_id = response.headers.get("x-request-id")
             unexpected.retry_after_seconds = _retry_after_seconds(response)
             raise unexpected from error
 
-    def pause_seconds(self, error: httpx2.RequestError | OrderNumbersError) -> float:
+    def pause_seconds(self, error: httpx2.RequestError | OSError | OrderNumbersError) -> float:
         """Return how long to wait before the next attempt. Raises the error of the call if there is none."""
         failure = error if isinstance(error, OrderNumbersError) else NoResponse(f"no response: {error!r}")
         is_last = not (isinstance(error, LOST) or _passes(failure))

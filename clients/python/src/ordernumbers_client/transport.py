@@ -1,4 +1,4 @@
-"""How both clients send a call. They differ only in how they wait."""
+"""How both clients send a call. They differ only in how they wait, and in how they end a slow attempt."""
 
 import asyncio
 import time
@@ -11,6 +11,9 @@ from ordernumbers_client.call import Call
 from ordernumbers_client.errors import OrderNumbersError
 
 T = TypeVar("T")
+
+SLACK_SECONDS = 0.1
+"""The limits of httpx2 come first, because they say whether the request was sent."""
 
 
 class SyncTransport:
@@ -27,8 +30,8 @@ class SyncTransport:
     ) -> None:
         """`deadline_seconds` is for a call with all its attempts: none starts later. Each call can have its own.
 
-        An attempt fails after `attempt_seconds` of silence. `http` is for proxies or certificates of your own. The
-        client does not close it.
+        An attempt fails after `attempt_seconds`. Only headers or a compressed body that come byte by byte can hold a
+        sync client for longer. `http` is for proxies or certificates of your own. The client does not close it.
         """
         self._options = Options(base_url, api_key, deadline_seconds, attempt_seconds)
         self._http = http or httpx2.Client()
@@ -38,8 +41,10 @@ class SyncTransport:
         attempts = Attempts(call, self._options, deadline_seconds)
         while True:
             try:
-                return attempts.result(self._http.request(**attempts.request()))
-            except (httpx2.RequestError, OrderNumbersError) as error:
+                with self._http.stream(**attempts.request()) as response:
+                    body = b"".join(map(attempts.in_time, response.iter_bytes()))
+                return attempts.result(response, body)
+            except (httpx2.RequestError, OSError, OrderNumbersError) as error:
                 pause_seconds = attempts.pause_seconds(error)
             time.sleep(pause_seconds)
 
@@ -76,8 +81,11 @@ class AsyncTransport:
         attempts = Attempts(call, self._options, deadline_seconds)
         while True:
             try:
-                return attempts.result(await self._http.request(**attempts.request()))
-            except (httpx2.RequestError, OrderNumbersError) as error:
+                request = attempts.request()
+                async with asyncio.timeout(request["timeout"] + SLACK_SECONDS):
+                    response = await self._http.request(**request)
+                return attempts.result(response, response.content)
+            except (httpx2.RequestError, OSError, OrderNumbersError) as error:
                 pause_seconds = attempts.pause_seconds(error)
             await asyncio.sleep(pause_seconds)
 
