@@ -138,5 +138,6 @@ const CLASSES: Readonly<Partial<Record<string, typeof Refused>>> = {
 export function refusalOf(status: number, refusal: Refusal, retryAfterSeconds: number | undefined): Refused {
   const { code, message, request_id } = refusal.error;
   if ([code, message, request_id].some((each) => typeof each !== "string")) throw new TypeError("not a refusal");
-  return new (CLASSES[code] ?? Refused)(status, refusal, retryAfterSeconds);
+  const kind = Object.hasOwn(CLASSES, code) ? CLASSES[code]! : Refused; // every object has a "constructor"
+  return new kind(status, refusal, retryAfterSeconds);
 }

@@ -54,6 +54,11 @@ const NOT_DONE = [
 const UNCLEAR = ["TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"];
 const PAUSE_MS = 1_000;
 const SPREAD_MS_MAX = 30_000;
+/** A timer with more ends at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+const BASE_URL = /^https?:\/\/[^\s/?#@:][^\s/?#@]*(\/[^\s?#]*)?$/i;
+const VISIBLE = /^[!-~]+$/;
+const HEADER_VALUE = /^([!-~]+([ \t]+[!-~]+)*)?$/;
 
 /** Sends calls, and sends them again where that may help. */
 export class Transport {
@@ -61,7 +66,12 @@ export class Transport {
   readonly #apiKey: string;
   readonly #options: Required<ClientOptions>;
 
+  /** Throws RangeError for a URL or an API key that no request can have. */
   constructor(baseUrl: string, apiKey: string, options: ClientOptions = {}) {
+    // The texts have neither value: the API key is secret, and a caller may have swapped the two.
+    if (!BASE_URL.test(baseUrl))
+      throw new RangeError("baseUrl must be http:// or https:// with a host, without a user, query or fragment");
+    if (!VISIBLE.test(apiKey)) throw new RangeError("apiKey must be visible ASCII characters");
     this.#baseUrl = baseUrl.replace(/\/+$/, "");
     this.#apiKey = apiKey;
     this.#options = {
@@ -74,6 +84,8 @@ export class Transport {
   protected async send<T>(call: Call, options: WriteOptions): Promise<T> {
     const ends = performance.now() + (options.deadlineMs ?? this.#options.deadlineMs);
     const idempotencyKey = call.isWrite ? (options.idempotencyKey ?? crypto.randomUUID()) : undefined;
+    if (!HEADER_VALUE.test(idempotencyKey ?? ""))
+      throw new RangeError("idempotencyKey must be visible ASCII characters");
     let mayBeDone = options.idempotencyKey !== undefined; // then it may be an earlier call, sent again
     for (let count = 0; ; count++) {
       options.signal?.throwIfAborted();
@@ -98,7 +110,7 @@ export class Transport {
     signal: AbortSignal | undefined,
   ): Promise<{ result: T } | { error: OrderNumbersError }> {
     const { fetch } = this.#options; // browsers refuse `fetch` as a method of another object
-    const timeout = AbortSignal.timeout(Math.ceil(attemptMs));
+    const timeout = AbortSignal.timeout(Math.min(Math.ceil(attemptMs), TIMER_MS_MAX));
     // Not inside `try`: a wrong URL or header is an error of the program.
     const request = new Request(this.#baseUrl + call.path + queryOf(call.query), {
       method: call.method,
@@ -116,6 +128,7 @@ export class Transport {
       return read<T>(call, response, await response.text());
     } catch (error) {
       signal?.throwIfAborted();
+      if (causeOf(error)?.message === "bad port") throw new RangeError("fetch sends nothing to the port of baseUrl");
       return { error: new NoResponse(`no response: ${error}`, { cause: error }) };
     }
   }
@@ -127,7 +140,7 @@ function read<T>(call: Call, response: Response, text: string): { result: T } | 
   try {
     const json = JSON.parse(text);
     if (response.status !== 200) return { error: refusalOf(response.status, json, retryAfterSeconds) };
-    if (json.success === true) return { result: call.isWhole ? json : json.data };
+    if (json.success === true && isObject(json.data)) return { result: call.isWhole ? json : json.data };
   } catch {
     // Not JSON, or not that of a refusal.
   }
@@ -148,10 +161,18 @@ function queryOf(query: object = {}): string {
   return given.length === 0 ? "" : `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}`;
 }
 
+function isObject(value: unknown): boolean {
+  return typeof value === "object" && value !== null;
+}
+
 /** Whether the request did not reach the service. */
 function isNotSent(error: OrderNumbersError): boolean {
-  const cause: unknown = error.cause instanceof Error ? error.cause.cause : undefined;
-  return error instanceof NoResponse && NOT_SENT.includes((cause as { code?: string } | undefined)?.code ?? "");
+  return error instanceof NoResponse && NOT_SENT.includes(causeOf(error.cause)?.code ?? "");
+}
+
+/** What Node.js says about an error of fetch. Browsers say nothing. */
+function causeOf(error: unknown): { code?: string; message?: string } | undefined {
+  return error instanceof Error ? (error.cause as { code?: string; message?: string } | undefined) : undefined;
 }
 
 /** Whether the same call may succeed later. */
@@ -171,7 +192,7 @@ function pauseMs(count: number, error: OrderNumbersError): number {
 
 function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(done, ms);
+    const timer = setTimeout(done, Math.min(ms, TIMER_MS_MAX));
     signal?.addEventListener("abort", done, { once: true });
     function done(): void {
       clearTimeout(timer);

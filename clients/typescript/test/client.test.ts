@@ -146,10 +146,37 @@ test("a wrong API key is refused and appears nowhere", async () => {
   assert.ok(!`${JSON.stringify(wrong)} ${error.stack}`.includes("am_live_wrong"));
 });
 
+test("an API key, a URL or an idempotency key that no request can have is an error of the program", async () => {
+  for (const key of ["", "am_live_secret\n", "am live secret", "am_live_s\u00e9cret"])
+    assert.throws(() => new Client(EDGE_URL, key), /^RangeError: apiKey must be visible ASCII characters$/);
+  const urls = ["", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://:80", "http://a b", "http://me:secret@127.0.0.1"];
+  for (const url of urls)
+    assert.throws(() => new Client(url, API_KEY), /^RangeError: baseUrl must be http:\/\/ or https:\/\/ with a host, [a-z, ]+$/);
+  for (const idempotencyKey of ["a\n", " a", "a\r\nb", "\u00e4"]) {
+    const error = await thrown(RangeError, client.bulkOrder({ quantity: 1 }, { idempotencyKey }));
+    assert.equal(error.message, "idempotencyKey must be visible ASCII characters");
+  }
+  for (const idempotencyKey of ["", "a b", "a".repeat(256)])
+    await thrown(ValidationFailed, client.bulkOrder({ quantity: 1 }, { idempotencyKey }));
+});
+
+test("a port that fetch blocks is an error of the program", async () => {
+  await thrown(RangeError, new Client("http://127.0.0.1:6000", API_KEY).bulkOrder({ quantity: 1 }));
+});
+
 test("a later code is a refusal too", async () => {
-  const [behind] = await spoiled([refuse(418, "NEW", "1")]);
-  const error = await thrown(Refused, behind.search());
-  assert.deepEqual([error.constructor, error.code], [Refused, "NEW"]);
+  for (const code of ["NEW", "constructor", "__proto__"]) {
+    const [behind] = await spoiled([refuse(418, code, "1")]);
+    const error = await thrown(Refused, behind.search());
+    assert.deepEqual([error.constructor, error.code], [Refused, code]);
+  }
+});
+
+test("a response without a result is not taken for one", async () => {
+  for (const body of ['{"success":false,"data":[]}', '{"success":true}', '{"success":true,"data":null}', "[]"]) {
+    const [behind] = await spoiled([(response) => response.writeHead(200).end(body)]);
+    await thrown(UnexpectedResponse, behind.search());
+  }
 });
 
 test("a response of another server is not taken for a refusal", async () => {
@@ -243,6 +270,19 @@ test("a response that does not come in time is given up", async () => {
   const [behind] = await spoiled([() => undefined], { attemptMs: 500, deadlineMs: 1_000 });
   const error = await thrown(NoResponse, behind.bulkOrder({ quantity: 1 }));
   assert.deepEqual([(error.cause as Error).name, error.isOutcomeUnknown], ["TimeoutError", true]);
+});
+
+test("an attempt may last for ever", async () => {
+  for (const ms of [2 ** 31, 2 ** 33, Infinity]) {
+    const patient = new Client(EDGE_URL, API_KEY, { attemptMs: ms, deadlineMs: ms });
+    assert.equal((await patient.search({ quantity: 1 })).length, 1);
+  }
+});
+
+test("a pause that is longer than a timer is still a pause", async () => {
+  const [behind, keys] = await spoiled([refuse(503, "UNAVAILABLE", "9999999")], { deadlineMs: Infinity });
+  await thrown(DOMException, behind.bulkOrder({ quantity: 1 }, { signal: AbortSignal.timeout(1_000) }));
+  assert.equal(keys.length, 1);
 });
 
 test("a signal ends a call, also while it waits", async () => {
