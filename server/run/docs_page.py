@@ -23,8 +23,8 @@ BODY_BYTES_MAX = 16 * 2**20
 BYTES_PER_SECOND = 2 * 2**20
 """How much one route may serve, for all clients together. At least one response. It refuses more with RATE_LIMITED.
 
-Envoy keeps a body in memory until its client has read it, for up to about a minute. Four routes have long bodies. So
-they are half of the default `edge_memory_mb_max` at most.
+Envoy keeps a body in memory until its client has read it, for up to about a minute. Four routes have long bodies. With
+all of them it stays below the default `edge_memory_mb_max`.
 """
 RESPONSES_PER_SECOND_MAX = 50
 RESPONSES_AT_ONCE = 10

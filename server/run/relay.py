@@ -20,8 +20,8 @@ PIPE_BYTES = 2**20
 READ_BYTES = 65536
 PAUSE_SECONDS = 0.02
 """After lines were read, so that more of them come together. To wake up for each few of them would cost more."""
-TEXT_BYTES_MAX = 3000
-"""Longer lines of plain text become several lines. So with the rest of its JSON a line is shorter than PIPE_BUF."""
+TEXT_BYTES_MAX = 600
+"""Longer lines of plain text become several lines. A byte may be six in JSON. So each is shorter than PIPE_BUF."""
 END_SECONDS_MAX = 1.0
 """How long we wait for the last lines of a process that has exited."""
 _CORE = re.compile(rb"([IWEF])\d{4} \d\d:|([IWEF])\d{4} \d+ ")

@@ -5,6 +5,7 @@ import select
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,9 +47,12 @@ def test_a_line_of_grpc_core_keeps_its_level():
     assert [json.loads(line)["level"] for line in json_lines(texts, "worker 0")] == ["ERROR", "INFO"]
 
 
-def test_a_long_text_becomes_several_lines_and_none_of_it_is_lost():
-    text = b"x" * (2 * TEXT_BYTES_MAX + 1)
-    assert "".join(json.loads(line)["message"] for line in json_lines([text], "worker 0")) == text.decode()
+@pytest.mark.parametrize("byte", [b"x", b'"', b"\x01", b"\xff"])
+def test_a_long_text_becomes_several_short_lines_and_none_of_it_is_lost(byte):
+    text = byte * (20 * TEXT_BYTES_MAX + 1)
+    lines = list(json_lines([text], "worker 0"))
+    assert "".join(json.loads(line)["message"] for line in lines) == text.decode(errors="replace")
+    assert all(len(line) < select.PIPE_BUF for line in lines)
 
 
 def test_torn_lines_and_pieces_of_lines_are_passed_on_as_json():
