@@ -105,6 +105,12 @@ def test_the_decision_knows_neither_grpc_nor_sql():
     assert not found & {"grpc", "psycopg", "sqlalchemy", "google", "ordernumbers"}
 
 
+def test_a_worker_without_traces_needs_no_opentelemetry():
+    reached = modules_reached(SERVER / "run/worker.py")
+    assert SERVER / "tracing.py" in reached
+    assert SERVER / "spans.py" not in reached
+
+
 def test_every_code_has_its_meaning():
     assert set(ERRORS) == set(Code)
 
