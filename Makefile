@@ -22,7 +22,7 @@ ha: $(READY) ## run seven hosts on this machine: Patroni and etcd on three, two 
 	@exec $(BIN)/python -m deploy.ha
 
 test: $(READY) ## run the whole test suite on real PostgreSQL and real Envoy
-	$(RUN) pytest -n 4
+	$(RUN) pytest -n 4 --dist loadfile
 
 test-fast: $(READY) ## run the tests that need no PostgreSQL, in under a minute
 	$(RUN) pytest tests/unit
