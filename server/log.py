@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 _fd = 2
 
@@ -29,8 +30,7 @@ def log_as_json(fd: int = 2) -> None:
     logging.getLogger("server").setLevel(logging.INFO)
     logging.captureWarnings(True)
     sys.excepthook = _log_exception
-    threading.excepthook = lambda failed: _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
-    sys.unraisablehook = lambda failed: _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    threading.excepthook = sys.unraisablehook = _log_failure
 
 
 def write(lines: str) -> None:
@@ -83,6 +83,10 @@ class _JsonFormatter(logging.Formatter):
 def _without_middle(text: str, size: int) -> str:
     """The text, or its beginning and its end with this many characters. The end of a traceback has the reason."""
     return text if len(text) <= size else f"{text[: size // 4]} […] {text[-(size - size // 4) :]}"
+
+
+def _log_failure(failed: Any) -> None:
+    _log_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 def _log_exception(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -1,8 +1,8 @@
 """The transaction of every write that is not an order of named numbers: one write, in two round trips.
 
-Its correctness rests on the same facts as that of an order (orders.py). Its idempotency key needs no claim, because
-stored responses are read after the organization is locked: another write with the same key has committed by then, or
-has not begun.
+Its correctness rests on the same facts as that of an order (orders.py). Its idempotency key needs no claim: stored
+responses are read after the organization is locked. By then another write with the same key has committed, or has not
+begun.
 """
 
 from server.errors import Refusal

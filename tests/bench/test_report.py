@@ -84,4 +84,5 @@ def test_another_commit_is_compared_within_each_round(rounds):
     found = with_ranges(rounds, [])
     assert found["against rest many 128"] == 2.0
     assert found["against rest many 128_range"] == [1.0, 3.0]
+    assert found["against rest many 128_cpu_quartiles"] == [1.0, 1.0]  # all have the same CPU per order
     assert found["goodput_at_40x"] == 1.0  # of our own peak

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import FAMILIES
+from server.metrics import FAILURES, FAMILIES
 from tests.support.callers import ROUTE
 from tests.support.metrics import names, page
 from tests.support.stack import COMMAND, environment_of, wait_until
@@ -97,6 +97,11 @@ def test_every_metric_of_the_rules_exists(live):
     used = set().union(*(names_in(rule["expr"]) for rule in RULES))
     assert len(used) > 15
     assert used - live - RECORDED - OF_PROMETHEUS == set()
+
+
+def test_the_rules_and_the_workers_have_the_same_codes_of_failures():
+    codes = {found for rule in RULES for found in re.findall(r'code=~"([^"]+)"', rule["expr"])}
+    assert codes == {"|".join(FAILURES)}
 
 
 def test_every_metric_of_the_dashboard_exists(live):

@@ -16,8 +16,8 @@ from tests.support.openapi import BY_RPC, DOCUMENT, assert_documented
 CONFIG = {
     # Each request has the key of a customer. Schemathesis itself then tries it without a key, and with a wrong one.
     "generation": {"with-security-parameters": False},
-    # A request that fits its schema may name what is sold or does not exist. It may also break the rules that no schema
-    # has: for the host of a URL, for a label's visible character, and for a campaign's state.
+    # A request that fits its schema may name what is sold or does not exist. It may also break a rule that no schema
+    # has. There are three: the host of a URL, a label's visible character, and a campaign's state.
     "checks": {"positive_data_acceptance": {"expected-statuses": [200, 402, 404, 409, 422]}},
 }
 
